@@ -1,0 +1,1 @@
+"""Hydra imports every module here at each start: keep them light."""

@@ -1,0 +1,56 @@
+"""What can be chosen: the YAML files of the packaged conf/ and of the user's own ./conf. Imports nothing heavy."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+KINDS = {"experiments": "experiment", "datasets": "dataset", "models": "model", "searches": "search"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    name: str
+    description: str
+    models: tuple[str, ...] = ()  # of an experiment, default first
+    own: bool = False  # from the user's ./conf
+
+
+def conf_dir() -> Path:
+    """The packaged `conf/`: inside the wheel, or at the top of a checkout."""
+    here = Path(__file__).resolve().parent
+    for place in (here / "conf", here.parents[1] / "conf"):
+        if (place / "config.yaml").is_file():
+            return place
+    raise FileNotFoundError("sigexp's conf/ folder is missing: install sigexp again")
+
+
+def user_conf() -> Path | None:
+    """`./conf` of the working directory, where it is not the packaged one itself."""
+    conf = Path.cwd() / "conf"
+    return conf if conf.is_dir() and conf.resolve() != conf_dir().resolve() else None
+
+
+def choices(group: str) -> list[Choice]:
+    """The choices of a config group, sorted by name; the packaged ones come before the user's of the same name."""
+    found: dict[str, Choice] = {}
+    for conf in (conf_dir(), user_conf()):
+        for path in sorted((conf / group).glob("*.yaml")) if conf else ():
+            text = path.read_text(encoding="utf-8", errors="replace")
+            found.setdefault(path.stem, Choice(path.stem, _description(text), _models(text), conf != conf_dir()))
+    return [found[name] for name in sorted(found)]
+
+
+def _description(text: str) -> str:
+    """The first comment line that is not Hydra's `@package`."""
+    for line in text.splitlines():
+        comment = re.match(r"#\s*(.+)", line)
+        if comment and not comment[1].startswith("@package"):
+            return comment[1].strip()
+        if line.strip() and not comment:
+            break
+    return ""
+
+
+def _models(text: str) -> tuple[str, ...]:
+    found = re.search(r"^models:\s*\[([^\]]*)\]", text, re.MULTILINE)
+    return tuple(name.strip() for name in found[1].split(",") if name.strip()) if found else ()

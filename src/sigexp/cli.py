@@ -1,0 +1,271 @@
+"""The command line: `sigexp VERB ...`, or Hydra overrides for a run.
+
+Verbs that only read, and `--help`, import neither Hydra nor torch. What a user can cause ends as one or two lines on
+standard error with exit code 2; `HYDRA_FULL_ERROR=1` shows the traceback.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sigexp import __version__, catalog
+
+HELP = """\
+sigexp: learning in signal and image processing, configured by YAML
+
+Usage
+  sigexp experiment=bayer model=deep                   one run
+  sigexp -m experiment=bayer model=linear,deep seed=0,1,2   every combination
+  sigexp VERB ...                                      see below
+
+Verbs
+  list [experiments|datasets|models|searches] [--json]   what can be chosen
+  preview experiment=NAME [-o FILE]     a picture of inputs and targets before any training
+  board [DIR] [--port N]                TensorBoard on localhost for the runs in DIR (outputs)
+
+Settings people change most (any field of the config can be set: sigexp experiment=NAME --cfg job)
+  experiment=NAME  model=NAME           what is learned, and by what
+  search=automlp|random|fixed|lecture   how hyperparameters are found; lecture: the lecture's settings
+  search.max_samples=N                  the budget, in member-samples of the whole search
+  dataset.size=N|stream                 a fixed training set, or fresh examples for ever
+  dataset.images=photographs|cifar10|DIR   dataset.digits=synthetic|mnist|fashion_mnist|DIR
+  trainer.optimizer.name=sgd|adam|adamw  trainer.optimizer.lr=X  trainer.batch_size=N
+  footprint=N                           kernel size
+  seed=N  dataset.seed=N                initial weights and search; the data
+  device=auto|cpu|cuda  outputs=DIR
+
+Hydra's options
+  -m, --multirun        sweep over comma-separated values
+  --cfg job, --info     show the composed config
+  --config-dir DIR      further YAML files beside your own ./conf
+  --hydra-help          all of them
+
+Exit codes: 0 done, 1 internal error, 2 wrong input, 3 every member diverged, 4 disk or permission,
+130 interrupted, 143 terminated
+"""
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGTERM, raised where the main thread is."""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = list(sys.argv[1:] if words is None else words)
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    try:
+        return command(words)
+    except KeyboardInterrupt as stop:
+        code = 143 if isinstance(stop, Interrupted) else 130
+        say(f"interrupted; what was recorded stays in the run's folder. Start again with: sigexp {shlex.join(words)}")
+        return code
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output left; nothing to say to it
+        return 0
+    except Exception as error:
+        if full:
+            raise
+        code, message = explain(error)
+        say(message)
+        return code
+
+
+def say(message: str) -> None:
+    print(f"sigexp: {message}", file=sys.stderr)
+
+
+def command(words: list[str]) -> int:
+    verbs: dict[str, Callable[[list[str]], int]] = {"list": list_choices, "preview": preview, "board": board}
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if words[0] in ("--version", "-V"):
+        print(f"sigexp {__version__}")
+        return 0
+    if words[0] in verbs:
+        return verbs[words[0]](words[1:])
+    if not words[0].startswith("-") and "=" not in words[0] and words[0][0] not in "~+":
+        from sigexp.config import did_you_mean  # at the cost of Hydra's import, for an error only
+
+        hint = did_you_mean(words[0], verbs)
+        raise SystemExitCode(f"{words[0]!r} is neither a verb nor a setting NAME=VALUE{hint}; `sigexp --help` shows both")
+    return hydra_run(words)
+
+
+class SystemExitCode(ValueError):
+    """A wrong command line; the message is the whole explanation."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors in the form of all others."""
+
+    def error(self, message: str) -> Any:
+        raise SystemExitCode(f"{message}; {self.format_usage().strip()}")
+
+
+def list_choices(words: list[str]) -> int:
+    """`sigexp list`: what can be chosen, a line each."""
+    parser = Parser(prog="sigexp list", description="What can be chosen, from the packaged conf and your own ./conf.")
+    parser.add_argument("kind", nargs="?", choices=list(catalog.KINDS), metavar="|".join(catalog.KINDS))
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    arguments = parser.parse_args(words)
+    kinds = [arguments.kind] if arguments.kind else list(catalog.KINDS)
+    found = {kind: catalog.choices(catalog.KINDS[kind]) for kind in kinds}
+    if arguments.json:
+        print(json.dumps({kind: [vars(choice) for choice in items] for kind, items in found.items()}, indent=2))
+        return 0
+    for kind, items in found.items():
+        print(f"{kind}:")
+        width = max((len(choice.name) for choice in items), default=0)
+        for choice in items:
+            own = " (your ./conf)" if choice.own else ""
+            models = f"  [{', '.join(choice.models)}]" if choice.models else ""
+            print(f"  {choice.name:<{width}}  {choice.description}{models}{own}")
+    return 0
+
+
+def preview(words: list[str]) -> int:
+    """`sigexp preview experiment=NAME`: a picture of inputs and targets."""
+    parser = Parser(prog="sigexp preview", description="A picture of inputs and targets before any training.")
+    parser.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="as for a run: experiment=bayer dataset.seed=1")
+    parser.add_argument("-o", "--output", type=Path, help="the PNG file to write (preview-NAME.png)")
+    arguments = parser.parse_intermixed_args(words)
+    config, names = compose(arguments.settings)
+    from sigexp import showing
+
+    print(showing.preview(config, names, arguments.output))
+    return 0
+
+
+def board(words: list[str]) -> int:
+    """`sigexp board [DIR]`: TensorBoard, on this machine only."""
+    parser = Parser(prog="sigexp board", description="TensorBoard on localhost for the runs in a folder.")
+    parser.add_argument("folder", nargs="?", default="outputs", type=Path, metavar="DIR")
+    parser.add_argument("--port", type=int, default=6006, help="first port to try (6006)")
+    arguments = parser.parse_args(words)
+    if not arguments.folder.is_dir():
+        raise SystemExitCode(f"{arguments.folder}: no such folder; give the folder the runs are in, or start a run first")
+    from sigexp import showing
+
+    return showing.board(arguments.folder, arguments.port)
+
+
+def prepare() -> None:
+    """What a process of ours needs before it composes a config: the schema, and the user's modules beside ./conf."""
+    from sigexp import config
+
+    config.register()
+    if catalog.user_conf() and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # appended: a user's file must not hide a package of ours
+
+
+def names_of(choices: dict[str, Any], overrides: Sequence[str]) -> Any:
+    from sigexp.names import Names
+
+    dataset, experiment = choices.get("dataset"), choices.get("experiment")
+    if experiment is not None and "/" in str(experiment):
+        experiment = str(experiment).replace("/", "-")
+    named = experiment or dataset or "unnamed"
+    return Names(str(named), str(dataset or named), str(choices.get("model")), str(choices.get("search")))
+
+
+def compose(overrides: list[str]) -> tuple[dict[str, Any], Any]:
+    """The resolved config of a run without starting it."""
+    prepare()
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from sigexp import config
+
+    with initialize_config_dir(version_base="1.3", config_dir=str(catalog.conf_dir())):
+        cfg = hydra_compose("config", overrides=overrides, return_hydra_config=True)
+        return config.plain(cfg), names_of(dict(cfg.hydra.runtime.choices), overrides)
+
+
+def hydra_run(words: list[str]) -> int:
+    """Everything that is not a verb: Hydra composes, sweeps and calls `task` for every job."""
+    prepare()
+    import hydra
+    from hydra._internal.utils import get_args_parser
+    from omegaconf import DictConfig
+
+    from sigexp import config
+
+    sys.argv = ["sigexp", *overrides_first(words, get_args_parser())]
+    failures: list[Exception] = []
+
+    def task(cfg: DictConfig) -> float | None:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        info = HydraConfig.get()
+        try:
+            names = names_of(dict(info.runtime.choices), info.overrides.task)
+            return one_run(config.plain(cfg), names, list(info.overrides.task))
+        except Exception as error:
+            if info.mode != RunMode.RUN:
+                raise
+            failures.append(error)  # Hydra would print lines of its own
+            return None
+
+    previous = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise; `main` decides what is shown
+    try:
+        hydra.main(version_base="1.3", config_path=str(catalog.conf_dir()), config_name="config")(task)()
+    finally:
+        if previous is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+    if failures:
+        raise failures[0]
+    return 0
+
+
+def overrides_first(words: list[str], parser: argparse.ArgumentParser) -> list[str]:
+    """Hydra's parser wants all settings in one group: settings first, options behind, in whatever order they came."""
+    overrides = list(parser.parse_intermixed_args(words).overrides)
+    options = list(words)
+    for word in overrides:
+        options.remove(word)
+    return [*overrides, *options]
+
+
+def one_run(config: dict[str, Any], names: Any, overrides: list[str]) -> float:
+    """One job: set up the process, run it, show the result. Returns the headline metric on validation data."""
+    from sigexp import machine
+
+    tuned = config["trainer"]["tune_allocator"] and machine.tune_allocator()
+    from sigexp import experiment
+    from sigexp.report.terminal import show_result
+
+    done = experiment.run(config, names, overrides, shlex.join(["sigexp", *overrides]), allocator_tuned=tuned)
+    show_result(done.result, str(done.folder))
+    valid = done.result["best"]["valid"]
+    return float(valid["loss"])
+
+
+def explain(error: BaseException) -> tuple[int, str]:
+    """Exit code and message of an error."""
+    from sigexp.errors import explanation
+
+    return explanation(error)
+
+
+def script() -> None:
+    """The console script."""
+    import signal
+
+    def terminate(*_: object) -> None:
+        raise Interrupted
+
+    for name in ("SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), terminate)
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    script()

@@ -1,0 +1,273 @@
+"""What a run may be told: the typed schema, its cross-field checks, and the one safe instantiate.
+
+Nothing here imports torch, so that a typing error is answered at once.
+"""
+
+import difflib
+import importlib
+import inspect
+import math
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+from hydra.utils import instantiate
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; the message says what was given, what was expected and what to do."""
+
+
+@dataclass
+class Optimizer:
+    """Values of a `search=fixed` run and the start of the other searches."""
+
+    name: str = "sgd"  # sgd, adam or adamw
+    lr: float = 0.01
+    momentum: float = 0.9  # SGD's momentum; Adam's beta1
+    weight_decay: float = 1e-5
+
+
+@dataclass
+class Trainer:
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    batch_size: int = 100
+    precision: str = "fp32"  # fp32 or bf16 (autocast)
+    schedule: str = "constant"  # constant or cosine: over search.max_samples
+    clip_norm: float | None = None  # each member's gradient norm is clipped to this
+    shuffle: bool = True  # false: minibatches are contiguous slices from a random start
+    execution: str = "auto"
+    engine: str = "local"
+    processes: int = 1
+    threads: int | None = None  # of the arithmetic; null: all cores
+    tune_allocator: bool = True  # glibc keeps big tensors' memory between steps: several times quicker
+    deterministic: bool = True
+
+
+@dataclass
+class Search:
+    _target_: str = MISSING
+    members: int = 12
+    survivors: int = 4
+    initial_samples: int = 4000  # for each initial member
+    round_samples: int = 4000  # for each member and round
+    max_samples: int = 400_000  # member-samples of the whole search
+    lr_decades: float = 1.0  # initial learning rates: trainer.optimizer.lr x 10^(-decades .. decades)
+    lr_min: float = 1e-7
+    lr_max: float = 1e2
+    batch_min: int = 1
+    batch_max: int = 1000
+    selection: str = "valid"  # valid: validation loss; train: mean of the last 100 minibatch losses
+    selection_noise: float = 0.0  # the score is multiplied by 1 + noise x N(0, 1)
+    patience: int | None = 12  # rounds without improvement before it stops
+    min_improvement: float = 0.001  # relative; less does not count
+
+
+@dataclass
+class Lecture:
+    """What `search=lecture` uses: the lecture's settings of one experiment."""
+
+    batch_size: int = 200
+    initial_samples: int = 10_000
+    round_samples: int = 10_000
+    max_samples: int = 1_000_000
+    weight_decay: float = 1e-5
+
+
+@dataclass
+class Config:
+    seed: int = 0  # initial weights and search; dataset.seed is the data's own
+    device: str = "auto"
+    outputs: str = "outputs"
+    footprint: int = 5  # kernel size in pixels or samples, read by the models
+    models: list[str] = field(default_factory=list)  # models of the experiment, default first
+    lecture: Lecture = field(default_factory=Lecture)
+    dataset: Any = None
+    model: Any = None
+    search: Search = field(default_factory=Search)
+    trainer: Trainer = field(default_factory=Trainer)
+
+
+def register() -> None:
+    ConfigStore.instance().store(group="schema", name="config", node=Config, provider="sigexp")
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """A hint for a word that is none of the options: '; did you mean X?' or '; one of A, B, C'."""
+    options = sorted(str(option) for option in options)
+    close = difflib.get_close_matches(str(word), options, n=3, cutoff=0.5)
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    return f"; it can be one of {', '.join(options)}" if options else ""
+
+
+def accepts(annotation: Any, value: Any) -> bool:
+    """Whether a YAML value fits a Python annotation; a whole number is a float too, a list may be a tuple."""
+    if annotation is Any or annotation is inspect.Parameter.empty:
+        return True
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return any(accepts(option, value) for option in inner)
+    if origin is Literal:
+        return any(value == option and type(value) is type(option) for option in inner)
+    if origin in (tuple, list) or annotation in (tuple, list):
+        if not isinstance(value, (list, tuple)):
+            return False
+        if not inner:
+            return True
+        if origin is list or inner[-1] is Ellipsis:
+            return all(accepts(inner[0], item) for item in value)
+        return len(value) == len(inner) and all(map(accepts, inner, value))
+    if origin is not None and isinstance(origin, type):
+        return isinstance(value, origin)
+    if annotation is None or annotation is type(None):
+        return value is None
+    if isinstance(value, bool):
+        return annotation is bool
+    if annotation is float:
+        return isinstance(value, (int, float))
+    return isinstance(value, annotation) if isinstance(annotation, type) else True
+
+
+def describe(annotation: Any) -> str:
+    """An annotation in the words of an error message."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(option) for option in inner)
+    if origin is Literal:
+        return " or ".join(repr(option) for option in inner)
+    if origin in (tuple, list):
+        if origin is tuple and inner and inner[-1] is not Ellipsis:
+            return f"a list of {len(inner)} values, each {describe(inner[0])}"
+        return f"a list of {describe(inner[0])}" if inner else "a list"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
+    return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def target_of(node: Mapping[str, Any], what: str) -> Callable[..., Any]:
+    """The function or class a node names, or a `ConfigError` that says why it cannot be imported."""
+    target = node.get("_target_")
+    if not isinstance(target, str):
+        raise ConfigError(f"{what} names no _target_: give `_target_: module.function` in its YAML")
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name) if module else None
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{what}: cannot import _target_ {target!r}: {error}") from error
+    if not callable(found):
+        raise ConfigError(f"{what}: _target_ {target!r} is not a function or class")
+    return found
+
+
+def check_fields(node: Mapping[str, Any], what: str) -> None:
+    """Refuse unknown, missing and wrongly typed fields of a node, by the signature of its target."""
+    target = target_of(node, what)
+    signature = inspect.signature(target).parameters
+    keywords = {name: p for name, p in signature.items() if p.kind is p.KEYWORD_ONLY}
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.values())
+    hints = get_type_hints(target if inspect.isfunction(target) else target.__init__)
+    for name, value in node.items():
+        if str(name).startswith("_"):
+            continue
+        if name not in keywords:
+            if open_ended:
+                continue
+            raise ConfigError(f"{what}.{name}: no such field{did_you_mean(str(name), keywords)}")
+        if isinstance(value, Mapping) and "_target_" in value:
+            continue
+        annotation = hints.get(name, Any)
+        if not accepts(annotation, value):
+            raise ConfigError(f"{what}.{name}={value!r}: expected {describe(annotation)}")
+    missing = [name for name, p in keywords.items() if p.default is p.empty and name not in node]
+    if missing:
+        raise ConfigError(f"{what}: field {missing[0]!r} is missing; give {what}.{missing[0]}=...")
+
+
+def build(node: Mapping[str, Any], *args: Any, what: str) -> Any:
+    """Call a node's target with `args` and the node's fields. The only place that instantiates a config."""
+    check_fields(node, what)
+    try:
+        return instantiate(dict(node), *args, _convert_="all")
+    except Exception as error:
+        cause = error.__cause__
+        if isinstance(cause, (ValueError, OSError)):
+            raise cause from None
+        raise
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The config with every interpolation resolved, as plain dicts and lists."""
+    container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items() if key != "hydra"}
+
+
+def _one_of(name: str, value: str, options: tuple[str, ...]) -> None:
+    if value not in options:
+        raise ConfigError(f"{name}={value}: unknown{did_you_mean(value, options)}")
+
+
+def _at_least(name: str, value: float | None, least: float, what: str = "a number") -> None:
+    if value is not None and not (math.isfinite(value) and value >= least):
+        raise ConfigError(f"{name}={value}: expected {what} of at least {least}")
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Cross-field checks of a resolved config; raises `ConfigError` for what cannot work."""
+    if not isinstance(config["dataset"], Mapping):
+        raise ConfigError("no dataset: give experiment=NAME or dataset=NAME (`sigexp list` shows them)")
+    if not isinstance(config["model"], Mapping):
+        raise ConfigError("no model: give model=NAME (`sigexp list models` shows them)")
+    known = set(Config.__dataclass_fields__)
+    for name in config:
+        if name not in known:
+            raise ConfigError(f"{name}: no such field{did_you_mean(name, known)}")
+    for section, schema in (("search", Search), ("trainer", Trainer), ("lecture", Lecture)):
+        for name in config[section]:
+            if name not in schema.__dataclass_fields__:
+                hint = did_you_mean(str(name), schema.__dataclass_fields__)
+                raise ConfigError(f"{section}.{name}: no such field{hint}")
+    trainer, search, optimizer = config["trainer"], config["search"], config["trainer"]["optimizer"]
+    _one_of("device", config["device"].partition(":")[0], ("auto", "cpu", "cuda", "mps"))
+    _one_of("trainer.optimizer.name", optimizer["name"], ("sgd", "adam", "adamw"))
+    _one_of("trainer.precision", trainer["precision"], ("fp32", "bf16"))
+    _one_of("trainer.schedule", trainer["schedule"], ("constant", "cosine"))
+    _one_of("trainer.execution", trainer["execution"], ("auto", "sequential"))
+    _one_of("trainer.engine", trainer["engine"], ("local",))
+    _one_of("search.selection", search["selection"], ("valid", "train"))
+    if trainer["processes"] != 1:
+        raise ConfigError(f"trainer.processes={trainer['processes']}: this version trains in 1 process")
+    whole = "a whole number"
+    for name in ("members", "survivors", "initial_samples", "round_samples", "max_samples", "batch_min", "patience"):
+        _at_least(f"search.{name}", search[name], 1, whole)
+    for name, value in (("footprint", config["footprint"]), ("trainer.batch_size", trainer["batch_size"])):
+        _at_least(name, value, 1, whole)
+    _at_least("trainer.threads", trainer["threads"], 1, whole)
+    _at_least("seed", config["seed"], 0, whole)
+    for name in ("momentum", "weight_decay"):
+        _at_least(f"trainer.optimizer.{name}", optimizer[name], 0)
+    if optimizer["momentum"] >= 1:
+        raise ConfigError(f"trainer.optimizer.momentum={optimizer['momentum']}: expected a number in 0..1, below 1")
+    if not (math.isfinite(optimizer["lr"]) and optimizer["lr"] > 0):
+        raise ConfigError(f"trainer.optimizer.lr={optimizer['lr']}: expected a positive number")
+    if trainer["clip_norm"] is not None and not trainer["clip_norm"] > 0:
+        raise ConfigError(f"trainer.clip_norm={trainer['clip_norm']}: expected a positive number, or null")
+    for name in ("lr_decades", "selection_noise", "min_improvement"):
+        _at_least(f"search.{name}", search[name], 0)
+    if search["survivors"] > search["members"]:
+        raise ConfigError(
+            f"search.survivors={search['survivors']} of search.members={search['members']}: "
+            "no more can survive than there are; lower search.survivors"
+        )
+    if search["batch_max"] < search["batch_min"] or search["lr_max"] <= search["lr_min"]:
+        raise ConfigError("search: batch_min..batch_max and lr_min..lr_max must be ranges from low to high")
+    if search["max_samples"] < search["members"]:
+        raise ConfigError(
+            f"search.max_samples={search['max_samples']} for {search['members']} members: "
+            "give at least one sample for each, or fewer search.members"
+        )
+    check_fields(config["dataset"], "dataset")
+    check_fields(config["model"], "model")

@@ -1,0 +1,1 @@
+"""Where real signals come from: photographs, digits, files of the classic sets, a user's own folder."""

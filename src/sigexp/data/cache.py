@@ -1,0 +1,150 @@
+"""The cache folder: drawn pools that are kept, and the original files of the classic sets.
+
+The folder is `$SIGEXP_DATA`, else `$XDG_CACHE_HOME/sigexp`, else `~/.cache/sigexp`. Files of a classic set lie in a
+folder of their own below it, as they were published, whether downloaded or put there by hand.
+"""
+
+import errno
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sigexp.data.cifar import ARCHIVE, has_cifar10
+from sigexp.data.idx import DIGIT_FILES, find_digit_file
+
+DISK_ERRORS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # no other mirror helps against these
+
+
+class Remote(NamedTuple):
+    """One original file: name, SHA-256 of its bytes, and addresses to try in turn."""
+
+    name: str
+    sha256: str
+    mirrors: tuple[str, ...]
+
+
+def _remotes(digests: Mapping[str, str], *bases: str) -> tuple[Remote, ...]:
+    return tuple(Remote(name, digest, tuple(base + name for base in bases)) for name, digest in digests.items())
+
+
+# The digests are those of tensorflow-datasets' url_checksums/{mnist,fashion_mnist,cifar10}.txt.
+REMOTES: Mapping[str, tuple[Remote, ...]] = {
+    "mnist": _remotes(
+        {
+            "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        },
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    ),
+    "fashion_mnist": _remotes(
+        {
+            "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+        },
+        "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+        "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
+    ),
+    "cifar10": _remotes(
+        {ARCHIVE: "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"},
+        "https://www.cs.toronto.edu/~kriz/",
+    ),
+}
+
+
+def cache_dir() -> Path:
+    """Where downloads and drawn pools are kept; the folder need not exist yet."""
+    if chosen := os.environ.get("SIGEXP_DATA"):
+        return Path(chosen).expanduser().absolute()
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(shared) if os.path.isabs(shared) else Path.home() / ".cache") / "sigexp"
+
+
+def load_arrays(name: str) -> dict[str, np.ndarray] | None:
+    """Arrays kept under `name` in the cache folder, or None where there are none or the file is damaged."""
+    try:
+        with (cache_dir() / f"{name}.npz").open("rb") as file, np.load(file, allow_pickle=False) as kept:
+            return {key: kept[key] for key in kept.files}
+    except Exception:  # a damaged zip raises a dozen kinds of error, and all mean: draw them again
+        return None
+
+
+def save_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Keep arrays under `name`, atomically; a folder that cannot be written only means that nothing is kept."""
+    path = cache_dir() / f"{name}.npz"
+    unfinished: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, unfinished = tempfile.mkstemp(prefix=f".{name}-", suffix=".tmp", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        os.replace(unfinished, path)
+        unfinished = None
+    except OSError:
+        pass
+    finally:
+        if unfinished:
+            with suppress(OSError):
+                os.unlink(unfinished)
+
+
+def fetch(name: str) -> Path:
+    """The folder with the original files of 'mnist', 'fashion_mnist' or 'cifar10', downloaded where they are missing.
+
+    Raises ValueError where a file is missing and cannot be downloaded, and OSError where the disk refuses.
+    """
+    if name not in REMOTES:
+        raise ValueError(f"{name!r} has no known files: expected one of {', '.join(REMOTES)}")
+    folder = cache_dir() / name
+    missing = _missing(name, folder)
+    if missing:
+        retrieve = _downloader(folder, missing)
+        for remote in missing:
+            _download(retrieve, remote, folder, missing)
+    return folder
+
+
+def _missing(name: str, folder: Path) -> list[Remote]:
+    if name == "cifar10":
+        return [] if has_cifar10(folder) else list(REMOTES[name])
+    return [
+        remote for remote, stem in zip(REMOTES[name], DIGIT_FILES, strict=True) if find_digit_file(folder, stem) is None
+    ]
+
+
+def _by_hand(folder: Path, missing: list[Remote]) -> str:
+    return f"put {', '.join(remote.name for remote in missing)} into {folder}"
+
+
+def _downloader(folder: Path, missing: list[Remote]) -> Callable[..., str]:
+    try:
+        import pooch
+    except ImportError:
+        raise ValueError(
+            f"{folder.name} is not in the cache and downloading needs pooch: "
+            f"pip install 'sigexp[download]', or {_by_hand(folder, missing)}"
+        ) from None
+    return pooch.retrieve
+
+
+def _download(retrieve: Callable[..., str], remote: Remote, folder: Path, missing: list[Remote]) -> None:
+    """One file from the first mirror that gives it with the right digest; pooch moves it into place when checked."""
+    reasons = []
+    for url in remote.mirrors:
+        try:
+            retrieve(url, known_hash=f"sha256:{remote.sha256}", fname=remote.name, path=folder)
+            return
+        except (OSError, ValueError) as reason:  # requests' errors are OSErrors, a wrong digest is a ValueError
+            if isinstance(reason, PermissionError) or getattr(reason, "errno", None) in DISK_ERRORS:
+                raise
+            reasons.append(f"{url}: {' '.join(str(reason).split())[:160] or type(reason).__name__}")
+    raise ValueError(f"{remote.name} could not be downloaded ({'; '.join(reasons)}); {_by_hand(folder, missing)}")

@@ -1,0 +1,1 @@
+"""Synthesizers: one short function each, from YAML fields to a `Problem`."""

@@ -1,0 +1,114 @@
+"""Grey photographs or isolated dots -> their median filter: a map no linear layer can be.
+
+The median wipes out dots that no window sees in its majority, which a smooth average cannot. A net trained on
+photographs need not find this out, so photographs and dots are each tested, whichever was trained on.
+"""
+
+import math
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import scipy.ndimage
+import torch
+from torch import Tensor
+
+from sigexp.data.images import image_source
+from sigexp.data.patches import check_patches, check_sizes, image_count, image_sample, patch_sampler
+from sigexp.problem import Problem, Reference, Split, constant, identity, train_size
+from sigexp.signal.quality import mse, psnr
+from sigexp.signal.rank import median_filter
+
+DOT_IMAGES = 200  # in the test set of dots
+
+
+def median_photographs(
+    *,
+    seed: int = 0,
+    size: int | str = 10_000,
+    test_size: int | None = None,
+    images: str = "photographs",
+    signals: Literal["photographs", "dots", "mixture"] = "photographs",
+    window: int = 4,
+    patch_size: int = 32,
+    scales: tuple[int, ...] = (1, 2, 4),
+    dots_size: int = 64,
+    density: float = 0.02,
+) -> Problem:
+    """Grey images [1, H, W] in 0..1, the mean of the channels, and the median of every `window` x `window` pixels.
+
+    signals: what is trained on: patches of photographs, images of `dots_size` whose pixels are 1 with probability
+        `density`, or patches and dots of `patch_size` in turn. The same signals (photographs for a mixture) make
+        the split 'test', and the others a further test set, 'dots' or 'photographs'.
+    test_size: test images of the split 'test' at most; whole test photographs, or images of dots.
+    """
+    _check(signals, window, density, patch_size, dots_size)
+    source = image_source(images)
+    check_patches(patch_size, scales)
+    check_sizes(source, patch_size)
+    patches = patch_sampler(source, size=patch_size, scales=scales)
+
+    def dots(rng: np.random.Generator, n: int, side: int) -> np.ndarray:
+        return (rng.random((n, 1, side, side), dtype=np.float32) < density).astype(np.float32)
+
+    def with_median(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return grey, median_filter(grey, window)
+
+    def draw(rng: np.random.Generator, split: Split, n: int) -> tuple[np.ndarray, np.ndarray]:
+        if signals == "dots" or split == "dots":
+            return with_median(dots(rng, n, dots_size))
+        grey = patches(rng, split, n).mean(1, keepdims=True)
+        if signals == "mixture":
+            grey[1::2] = dots(rng, n // 2, patch_size)
+        return with_median(grey)
+
+    whole, drawn = ("photographs", "test") if signals == "dots" else ("test", "dots")
+    photographs = image_count(source, None if signals == "dots" else test_size)
+    dot_images = test_size if signals == "dots" and test_size is not None else DOT_IMAGES
+    counts = {whole: photographs, drawn: dot_images}
+    sample = image_sample(source, draw, lambda rgb: with_median(rgb.mean(1, keepdims=True)), seed=seed, whole=whole)
+    return Problem(
+        kind="image",
+        sample=sample,
+        sizes={"train": train_size(size), "valid": 256, "test": counts.pop("test"), **counts},
+        loss=mse,
+        metrics={"mse": mse, "mse_interior": partial(mse, border=window), "psnr": partial(psnr, border=window)},
+        references={
+            "identity": identity(),
+            "constant": constant(sample),
+            "gaussian": Reference(predict=partial(shifted_gaussian, window=window)),
+            "exact": Reference(predict=partial(exact_median, window=window)),
+        },
+        source={**source.source, "dots": "synthetic"},
+        ragged=(whole,) if source.ragged else (),
+        labels=("grey",),
+    )
+
+
+def _check(signals: str, window: int, density: float, patch_size: int, dots_size: int) -> None:
+    if signals not in ("photographs", "dots", "mixture"):
+        raise ValueError(f"dataset.signals={signals}: expected 'photographs', 'dots' or 'mixture'")
+    if not 0 <= density <= 1:
+        raise ValueError(f"dataset.density={density}: expected a probability in 0..1")
+    largest = (min(patch_size, dots_size) - 1) // 2
+    if not 2 <= window <= largest:
+        raise ValueError(
+            f"dataset.window={window}: expected 2..{largest} pixels, as a border of this width is cut from both sides"
+        )
+
+
+def exact_median(grey: Tensor, *, window: int) -> Tensor:
+    """The median filter of [B, 1, H, W] itself."""
+    return torch.from_numpy(median_filter(grey.cpu().numpy(), window)).to(grey.device)
+
+
+def shifted_gaussian(grey: Tensor, *, window: int) -> Tensor:
+    """A Gaussian about as wide as the window (sigma a quarter of it), half a pixel up and left if it is even."""
+    sigma, shift = window / 4, 0.5 * (window % 2 == 0)
+    reach = math.ceil(4 * sigma)
+    offsets = np.arange(-reach - int(2 * shift), reach + 1) + shift
+    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
+    filtered = grey.cpu().numpy()
+    for axis in (-2, -1):
+        filtered = scipy.ndimage.correlate1d(filtered, weights / weights.sum(), axis=axis, mode="reflect")
+    return torch.from_numpy(filtered).to(grey.device)

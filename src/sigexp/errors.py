@@ -1,0 +1,81 @@
+"""What a user is told about an error: one or two lines, and the exit code."""
+
+import errno
+import re
+from collections.abc import Iterator
+
+import yaml
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
+
+from sigexp.config import did_you_mean
+
+DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
+SETTINGS = ("experiment", "dataset", "model", "search", "trainer", "tune")
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what caused it, outermost first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def explanation(error: BaseException) -> tuple[int, str]:
+    """Exit code and message. What is not a user's doing is an internal error, code 1, and says how to see more."""
+    for link in chain(error):
+        for rule in (_configuration, _diverged, _disk):
+            found = rule(link)
+            if found:
+                return found
+    if isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, HydraException)):
+        return 2, first_lines(error)
+    return 1, f"internal error: {type(error).__name__}: {first_lines(error)}\nHYDRA_FULL_ERROR=1 shows the traceback"
+
+
+def first_lines(error: BaseException, most: int = 2) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return "\n".join(lines[:most]) or type(error).__name__
+
+
+def _configuration(error: BaseException) -> tuple[int, str] | None:
+    if isinstance(error, MissingConfigException):
+        return 2, _missing_choice(error)
+    if isinstance(error, ConfigKeyError):
+        return 2, _unknown_key(error)
+    if isinstance(error, ValidationError):
+        return 2, f"{error.full_key}: {first_lines(error, 1)}"
+    if isinstance(error, MissingMandatoryValue):
+        return 2, f"a value is missing: {first_lines(error, 1)}"
+    if isinstance(error, yaml.YAMLError):
+        return 2, f"not YAML: {' '.join(str(error).split())}"
+    if isinstance(error, OmegaConfBaseException) and error.__cause__ is None:
+        return 2, first_lines(error)
+    return None
+
+
+def _missing_choice(error: MissingConfigException) -> str:
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    if not group:
+        return first_lines(error)
+    return f"{group}={name}: no such {group}{did_you_mean(name, error.options or [])}"
+
+
+def _unknown_key(error: ConfigKeyError) -> str:
+    name = str(error.full_key or error.key)
+    parent = error.parent_node
+    keys = [str(key) for key in parent] if parent is not None and hasattr(parent, "keys") else []
+    return f"{name}: no such setting{did_you_mean(name.rpartition('.')[2], keys)}"
+
+
+def _diverged(error: BaseException) -> tuple[int, str] | None:
+    if type(error).__name__ != "Diverged":
+        return None
+    return 3, f"{error}\nlower trainer.optimizer.lr or search.lr_decades, or set trainer.clip_norm=1"
+
+
+def _disk(error: BaseException) -> tuple[int, str] | None:
+    if isinstance(error, OSError) and error.errno in DISK:
+        where = f" {error.filename}" if error.filename else ""
+        return 4, f"cannot write{where}: {error.strerror}; free space or choose another folder with outputs=DIR"
+    return None

@@ -1,0 +1,65 @@
+"""Judging a predictor: every metric of a problem on whole splits, in chunks so that memory stays bounded."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from sigexp.problem import POOLED_OVER_PIXELS, Problem, Split
+
+CHUNK_VALUES = 8_000_000  # input values evaluated at once: 32 MB, small enough for any activation that follows
+
+
+def chunks(problem: Problem, split: Split) -> list[Tensor]:
+    """Index chunks that cover a split: one example a chunk where sizes differ, else bounded by memory."""
+    size = problem.sizes[split]
+    assert size is not None, f"split {split!r} is a stream"
+    if split in problem.ragged:
+        return list(torch.arange(size).split(1))
+    values = problem.sample(split, torch.tensor([0])).inputs.numel()
+    return list(torch.arange(size).split(max(1, min(250, CHUNK_VALUES // values))))
+
+
+def evaluate(
+    predictors: Mapping[str, Callable[[Tensor], Tensor]], problem: Problem, split: Split, device: str | torch.device = "cpu"
+) -> dict[str, dict[str, float]]:
+    """Metrics of several predictors (inputs -> outputs, both on `device`) on one split: predictor -> metric -> value.
+
+    Squared errors and pixel errors are pooled over pixels, so that a large photograph weighs more; the other metrics
+    are means over examples.
+    """
+    sums = {name: dict.fromkeys(problem.metrics, 0.0) for name in predictors}
+    pixels = examples = 0
+    for index in chunks(problem, split):
+        inputs, targets = (part.to(device) for part in problem.sample(split, index))
+        weight = targets[0].numel()
+        pixels, examples = pixels + weight * len(index), examples + len(index)
+        for name, predict in predictors.items():
+            with torch.no_grad():
+                outputs = predict(inputs)
+                for metric, function in problem.metrics.items():
+                    total = float(function(outputs, targets).double().sum())
+                    sums[name][metric] += total * (weight if metric in POOLED_OVER_PIXELS else 1)
+    return {
+        name: {metric: total / (pixels if metric in POOLED_OVER_PIXELS else examples) for metric, total in by.items()}
+        for name, by in sums.items()
+    }
+
+
+def evaluate_all(
+    predictors: Mapping[str, Callable[[Tensor], Tensor]], problem: Problem, device: str | torch.device = "cpu"
+) -> dict[str, dict[str, float]]:
+    """`evaluate` on every test set; metrics of sets beside 'test' are named `set/metric`."""
+    results: dict[str, dict[str, float]] = {name: {} for name in predictors}
+    for split in problem.test_splits:
+        for name, metrics in evaluate(predictors, problem, split, device).items():
+            prefix = "" if split == "test" else f"{split}/"
+            results[name].update({prefix + metric: value for metric, value in metrics.items()})
+    return results
+
+
+def references(problem: Problem, split: Split) -> dict[str, dict[str, float]]:
+    """The metrics of every reference of a problem on one split; known numbers stand for any split."""
+    predictors = {name: r.predict for name, r in problem.references.items() if r.predict is not None}
+    results = evaluate(predictors, problem, split) if predictors else {}
+    return {name: {**results.get(name, {}), **r.values} for name, r in problem.references.items()}

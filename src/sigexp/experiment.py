@@ -1,0 +1,343 @@
+"""One run, from a resolved config to its result. Read it from top to bottom."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from safetensors.torch import save as safetensors
+from torch import Tensor, nn
+
+import sigexp
+from sigexp import config as configuration
+from sigexp import evaluation, fitting, machine
+from sigexp.config import ConfigError
+from sigexp.names import Names
+from sigexp.population.feed import Feed
+from sigexp.population.population import Population
+from sigexp.problem import Problem, Reference
+from sigexp.report import figures
+from sigexp.report.terminal import Terminal, best_reference
+from sigexp.search.base import HParams
+from sigexp.search.rounds import Outcome, RoundRecord, SearchLoop
+from sigexp.signal import least_squares
+from sigexp.signal.quality import mse
+from sigexp.track import folder as folders
+from sigexp.track.events import Events
+
+log = logging.getLogger("sigexp")
+SCHEMA_VERSION = 1
+PICTURES = 4  # examples in a picture
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, what result.json holds, and the best member."""
+
+    folder: Path
+    result: dict[str, Any]
+    model: nn.Module
+
+
+def run(
+    config: Mapping[str, Any],
+    names: Names,
+    overrides: Sequence[str] = (),
+    command: str = "",
+    *,
+    allocator_tuned: bool = False,
+) -> Run:
+    """Train a population on a problem and judge its best member. Everything is checked before the folder is made.
+
+    `allocator_tuned` only says, for the record, what the process did before.
+    """
+    began = time.perf_counter()
+    configuration.check(config)
+    trainer, seed = config["trainer"], config["seed"]
+    device = torch.device(machine.pick_device(config["device"]))
+    torch.set_num_threads(trainer["threads"] or machine.cores())
+    torch.use_deterministic_algorithms(trainer["deterministic"], warn_only=True)
+    problem: Problem = configuration.build(config["dataset"], what="dataset")
+    shapes = problem.shapes()
+    settings = configuration.build({**config["search"]}, what="search")
+    try:
+        members = [initial_model(config, shapes, seed, member) for member in range(settings.members)]
+        fitting.check(members[0], problem, names.model)
+    except ValueError as error:
+        others = ", ".join(fitting.fitting(problem, config["footprint"]))
+        raise ConfigError(f"{error}\nmodels that fit {names.dataset}: {others or 'none'}") from error
+    sign = folders.signature(config, problem.source, sigexp.__version__)
+    folder = folders.create(Path(config["outputs"]), names.experiment, names.model, sign)
+    handler = start_log(folder, command)
+    log.info("allocator tuned: %s; threads: %d; device: %s", allocator_tuned, torch.get_num_threads(), device)
+    events = Events(folder)
+    try:
+        write_config(folder, config, names, overrides)
+        valid = evaluation.references(problem, "valid")
+        feed = Feed(problem, seed=config["dataset"].get("seed", 0), device=device, shuffle=trainer["shuffle"])
+        feed.load()
+        log.info("data ready after %.1f s: %s", time.perf_counter() - began, dict(problem.source))
+        population, hparams = populate(members, problem, trainer, device)
+        with Terminal(problem.headline, best_reference(valid, problem.headline), settings.max_samples) as terminal:
+            record = recorder(folder, events, terminal, problem)
+            loop = SearchLoop(
+                settings, settings, population, feed, problem,
+                hparams=hparams, seed=seed, lr_schedule=trainer["schedule"],
+                on_round=record, on_progress=terminal.step,
+            )  # fmt: skip
+            outcome = loop.run()
+        population.load_state(outcome.state)
+        best = population.member(0)
+        bounds = linear_bounds(best, problem, feed)
+        judged = {**problem.references, **bounds}
+        test, references = judge(best, problem, judged, device)
+        result = summary(config, names, problem, outcome, best, test, references, device, command, began)
+        save_model(folder, best, config, names, shapes, problem)
+        show(events, best, problem, judged, outcome, device)
+        events.hparams(hparams_of(config, names), {f"test/{k}": v for k, v in test.items()}, outcome.total_samples)
+        folders.write(folder / "result.json", folders.dumps(result, indent=2) + "\n")
+        log.info("done: %s", folders.dumps(test))
+        return Run(folder, result, best)
+    except BaseException:
+        log.exception("the run ended early")
+        raise
+    finally:
+        events.close()
+        log.removeHandler(handler)
+        handler.close()
+
+
+def initial_model(config: Mapping[str, Any], shapes: tuple, seed: int, member: int) -> nn.Module:
+    """Fresh weights of one member: a pure function of seed and member, whatever else was drawn before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(np.random.default_rng([seed, 0, member]).integers(2**63)))
+        return configuration.build(config["model"], *shapes, what="model")
+
+
+def populate(
+    members: Sequence[nn.Module], problem: Problem, trainer: Mapping[str, Any], device: torch.device
+) -> tuple[Population, HParams]:
+    """The members as one population, with the trainer's hyperparameters."""
+    optimizer = trainer["optimizer"]
+    hparams = {name: float(optimizer[name]) for name in ("lr", "momentum", "weight_decay")}
+    hparams["batch_size"] = trainer["batch_size"]
+    columns = {name: torch.full((len(members),), value, dtype=torch.float64) for name, value in hparams.items()}
+    population = Population(
+        members,
+        loss=problem.loss,
+        metrics=problem.metrics,
+        optimizer=optimizer["name"],
+        hparams=columns,
+        clip_norm=trainer["clip_norm"],
+        precision=trainer["precision"],
+        device=device,
+    )
+    return population, hparams
+
+
+def recorder(
+    folder: Path, events: Events, terminal: Terminal, problem: Problem
+) -> Callable[[RoundRecord, Population], None]:
+    """What happens after every round: the record on disk, TensorBoard, the terminal."""
+
+    def record(done: RoundRecord, population: Population) -> None:
+        with open(folder / "rounds.jsonl", "a", encoding="utf-8") as file:
+            for member in done.members:
+                line = {**asdict(member), "total_samples": done.total_samples, "seconds": done.seconds}
+                file.write(folders.dumps(line) + "\n")
+        healthy = [m for m in done.members if not m.diverged]
+        scalars = {
+            f"valid_{problem.headline}/best": done.best.valid,
+            "hyperparameters/lr_best": done.best.hparams["lr"],
+            "hyperparameters/batch_size_best": done.best.hparams["batch_size"],
+            "population/diverged": float(len(done.members) - len(healthy)),
+        }
+        scalars["population/samples_per_second"] = done.round_samples / max(done.seconds, 1e-9)
+        for name, values in (("valid", [m.valid_loss for m in healthy]), ("train", [m.train_loss for m in healthy])):
+            if values:
+                scalars[f"loss_{name}/best"] = min(values)
+                scalars[f"loss_{name}/median"] = float(np.median(values))
+                scalars[f"loss_{name}/quantile_25"], scalars[f"loss_{name}/quantile_75"] = np.quantile(values, [0.25, 0.75])
+        events.scalars(scalars, done.total_samples)
+        terminal.round(done)
+
+    return record
+
+
+def linear_bounds(model: nn.Module, problem: Problem, feed: Feed) -> dict[str, Reference]:
+    """For a single convolution under squared error: the best one there is, fitted to the same training data."""
+    if not isinstance(model, (nn.Conv1d, nn.Conv2d)) or problem.loss is not mse or feed.size is None:
+        return {}
+    inputs, targets = (part.cpu() for part in feed.take(0, feed.size))
+    flat = isinstance(model, nn.Conv1d)
+    kernel = (1, *model.kernel_size) if flat else tuple(model.kernel_size)
+    if flat:
+        inputs, targets = inputs[:, :, None], targets[:, :, None]
+    if any(side % 2 == 0 for side in kernel) or least_squares.flops(tuple(inputs.shape), kernel) > least_squares.MOST_FLOPS:
+        log.info("no least-squares bound: too large or an even kernel")
+        return {}
+    weight, bias = (part.float() for part in least_squares.fit_convolution(inputs, targets, kernel))
+
+    def predict(x: Tensor) -> Tensor:
+        x = x[:, :, None] if flat else x
+        y = torch.nn.functional.conv2d(x, weight.to(x), bias.to(x), padding=(kernel[0] // 2, kernel[1] // 2))
+        return y[:, :, 0] if flat else y
+
+    return {"least_squares_train": Reference(predict=predict)}
+
+
+def judge(
+    model: nn.Module, problem: Problem, references: Mapping[str, Reference], device: torch.device
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Metrics of the model and of every reference on the test sets, each split passed over once."""
+    known = {name: r.predict for name, r in references.items() if r.predict is not None}
+    on_cpu = {name: (lambda f: lambda x: f(x.cpu()).to(device))(predict) for name, predict in known.items()}
+    results = evaluation.evaluate_all({"": model, **on_cpu}, problem, device)
+    test = results.pop("")
+    return test, {name: {**results.get(name, {}), **r.values} for name, r in references.items()}
+
+
+def summary(
+    config: Mapping[str, Any],
+    names: Names,
+    problem: Problem,
+    outcome: Outcome,
+    model: nn.Module,
+    test: Mapping[str, float],
+    references: Mapping[str, Mapping[str, float]],
+    device: torch.device,
+    command: str,
+    began: float,
+) -> dict[str, Any]:
+    """What result.json holds."""
+    dataset = {key: value for key, value in config["dataset"].items() if key != "_target_"}
+    model_fields = {key: value for key, value in config["model"].items() if key != "_target_"}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "experiment": names.experiment,
+        "dataset": {"name": names.dataset, "source": dict(problem.source), **dataset},
+        "model": {"name": names.model, **model_fields},
+        "search": names.search,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "seeds": {"seed": config["seed"], "dataset": config["dataset"].get("seed")},
+        "device": machine.describe_device(str(device)),
+        "plan": {"execution": "sequential", "threads": torch.get_num_threads(), "processes": 1},
+        "samples": outcome.total_samples,
+        "budget": {
+            "max_samples": config["search"]["max_samples"],
+            "lecture_max_samples": config["lecture"]["max_samples"],
+        },
+        "rounds": outcome.rounds,
+        "stopped": outcome.stopped,
+        "seconds": time.perf_counter() - began,
+        "train_seconds": outcome.train_seconds,
+        "member_samples_per_second": outcome.total_samples / max(outcome.train_seconds, 1e-9),
+        "peak_memory_bytes": machine.peak_memory_bytes(),
+        "best": {
+            "id": outcome.best.id,
+            "round": outcome.best.round,
+            "hyperparameters": outcome.best.hparams,
+            "valid": {"loss": outcome.best.valid_loss, problem.headline: outcome.best.valid},
+            "test": dict(test),
+        },
+        "references": {name: dict(values) for name, values in references.items()},
+        "claims": [],
+        "versions": machine.versions(),
+        "command": command,
+    }
+
+
+def write_config(folder: Path, config: Mapping[str, Any], names: Names, overrides: Sequence[str]) -> None:
+    folders.write(folder / "config.yaml", yaml.safe_dump({**config, "names": asdict(names)}, sort_keys=False))
+    composed = {"choices": asdict(names), "overrides": list(overrides), "version": sigexp.__version__}
+    folders.write(folder / "composed.yaml", yaml.safe_dump(composed, sort_keys=False))
+
+
+def save_model(
+    folder: Path, model: nn.Module, config: Mapping[str, Any], names: Names, shapes: tuple, problem: Problem
+) -> None:
+    """The best member's weights, and the JSON that rebuilds it."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    folders.write(folder / "model.safetensors", safetensors(state))
+    rebuild = {
+        "schema_version": SCHEMA_VERSION,
+        "experiment": names.experiment,
+        "kind": problem.kind,
+        "labels": list(problem.labels),
+        "input_shape": list(shapes[0]),
+        "target_shape": list(shapes[1]),
+        "name": names.model,
+        "model": dict(config["model"]),
+        "version": sigexp.__version__,
+    }
+    folders.write(folder / "model.json", folders.dumps(rebuild, indent=2) + "\n")
+
+
+def show(
+    events: Events, model: nn.Module, problem: Problem, references: Mapping[str, Reference], outcome: Outcome, device: torch.device
+) -> None:
+    """Pictures and text for TensorBoard: input, output, target, references; the learned kernels; the model."""
+    step = outcome.total_samples
+    for tag, png in pictures(model, problem, references, device).items():
+        events.picture(tag, png, step)
+    events.text("model", f"```\n{model}\n```")
+
+
+def pictures(
+    model: nn.Module, problem: Problem, references: Mapping[str, Reference], device: torch.device
+) -> dict[str, bytes]:
+    """TensorBoard tag -> PNG."""
+    model = model.to(device).eval()
+    split = "valid" if "test" in problem.ragged else "test"  # patches show pixels, whole photographs do not
+    inputs, targets = problem.examples(split, 0, PICTURES)
+    with torch.no_grad():
+        outputs = model(inputs.to(device)).cpu()
+    found = {}
+    if problem.kind == "class":
+        labels = problem.labels or tuple(map(str, range(problem.classes or 0)))
+        captions = [f"{labels[t]}, said {labels[o]}" if o < len(labels) else f"{labels[t]}, said {o}"
+                    for t, o in zip(targets.tolist(), outputs.argmax(1).tolist(), strict=True)]  # fmt: skip
+        found["examples/test"] = figures.class_grid(inputs, captions)
+    else:
+        columns = {"input": inputs, "output": outputs, "target": targets}
+        for name, reference in references.items():
+            if reference.predict is not None and name not in ("identity", "constant", "exact"):
+                columns[name] = reference.predict(inputs)
+        found[f"examples/{split}"] = figures.example_rows(problem, columns)
+    kernels = figures.kernels(model)
+    return {**found, "kernels/first_layer": kernels} if kernels else found
+
+
+def hparams_of(config: Mapping[str, Any], names: Names) -> dict[str, str | float | int | bool]:
+    """The same keys for every run, so that the hparams tab compares all of them."""
+    optimizer, search = config["trainer"]["optimizer"], config["search"]
+    return {
+        "experiment": names.experiment,
+        "model": names.model,
+        "search": names.search,
+        "optimizer": optimizer["name"],
+        "lr": float(optimizer["lr"]),
+        "batch_size": config["trainer"]["batch_size"],
+        "max_samples": search["max_samples"],
+        "members": search["members"],
+        "footprint": config["footprint"],
+        "seed": config["seed"],
+        "dataset_seed": int(config["dataset"].get("seed", 0)),
+    }
+
+
+def start_log(folder: Path, command: str) -> logging.Handler:
+    """run.log in the run's folder, with the command and the versions at its head."""
+    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.addHandler(handler)
+    log.info("command: %s", command)
+    log.info("versions: %s", machine.versions())
+    return handler

@@ -1,0 +1,49 @@
+"""Which models can learn a problem: tried on two examples, before anything is trained."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from sigexp import catalog, config
+from sigexp.config import ConfigError
+from sigexp.problem import Problem
+
+
+def check(model: nn.Module, problem: Problem, name: str) -> None:
+    """Refuse a model that cannot take the problem's inputs or does not give the shape of its targets."""
+    batch = problem.sample("train", torch.arange(2))
+    expected = [problem.classes] if problem.classes else list(batch.targets.shape[1:])
+    try:
+        with torch.no_grad():
+            got = list(model.eval()(batch.inputs).shape[1:])
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"model={name} cannot take inputs of shape {list(batch.inputs.shape[1:])}: {reason}") from error
+    if got != expected:
+        raise ConfigError(f"model={name} gives {got}, but the targets of this dataset are {expected}")
+
+
+def fitting(problem: Problem, footprint: int) -> list[str]:
+    """The models of the catalogue, with their default fields, that can learn the problem."""
+    found = []
+    for choice in catalog.choices("model"):
+        try:
+            node = node_of(choice.name, footprint)
+            check(config.build(node, *problem.shapes(), what="model"), problem, choice.name)
+        except (ValueError, RuntimeError, TypeError):
+            continue
+        found.append(choice.name)
+    return found
+
+
+def node_of(name: str, footprint: int) -> Mapping[str, Any]:
+    """A model's YAML with its defaults, outside any composed config."""
+    paths = [conf / "model" / f"{name}.yaml" for conf in (catalog.conf_dir(), catalog.user_conf()) if conf]
+    text = next(path for path in paths if path.is_file()).read_text(encoding="utf-8")
+    whole = OmegaConf.create({"footprint": footprint, "model": OmegaConf.create(text)})
+    node = OmegaConf.to_container(whole, resolve=True)
+    assert isinstance(node, dict)
+    return node["model"]

@@ -1,0 +1,82 @@
+"""The machine a run has: allocator, threads, device, memory, versions. Nothing here happens on import."""
+
+import ctypes
+import os
+import platform
+import resource
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
+
+
+def tune_allocator() -> bool:
+    """Let glibc keep freed memory: big tensors would else be page-faulted anew every step, at several times the cost
+    of the arithmetic. For the process of the command line only; False where there is no glibc."""
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    return all(mallopt(*setting) for setting in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2_000_000_000), (M_TOP_PAD, 1 << 28)))
+
+
+def cores() -> int:
+    """Cores this process may use, which a container may limit below the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def pick_device(name: str) -> str:
+    """The device `auto` stands for, or `name` itself if it is there; raises ValueError where it is not."""
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    kind = name.partition(":")[0]
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(kind, False):
+        raise ValueError(f"device={name}: there is none on this machine; use device=cpu or device=auto")
+    if kind == "cuda" and ":" in name and not name.partition(":")[2].isdigit():
+        raise ValueError(f"device={name}: expected cuda or cuda:NUMBER")
+    if kind == "cuda" and ":" in name and int(name.partition(":")[2]) >= torch.cuda.device_count():
+        raise ValueError(f"device={name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+    return name
+
+
+def describe_device(device: str) -> str:
+    """The device in words: the name of the card, or the processor and the cores in use."""
+    if device.startswith("cuda"):
+        import torch
+
+        return f"{device}: {torch.cuda.get_device_name(device)}"
+    return f"{device}: {_processor()}, {cores()} cores"
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def versions() -> dict[str, str]:
+    """Versions of sigexp, Python and what determines results."""
+    names = ("sigexp", "torch", "numpy", "scipy", "opencv-python", "scikit-image", "hydra-core", "omegaconf", "tensorboard")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found

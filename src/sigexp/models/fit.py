@@ -1,0 +1,64 @@
+"""Which shapes a model fits. Every factory asks here before it builds anything.
+
+Shapes are without the batch: images (C, H, W), sequences (C, T), class logits (K,).
+"""
+
+from torch import nn
+
+Shape = tuple[int, ...]
+CONVOLUTION: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d}
+BATCH_NORM: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
+
+
+def describe(shape: Shape) -> str:
+    if len(shape) == 1:
+        return f"{shape[0]} classes"
+    return f"{'images' if len(shape) == 3 else 'sequences'} {list(shape)}"
+
+
+def refuse(model: str, does: str, input_shape: Shape, target_shape: Shape) -> ValueError:
+    """What the model does, against what this dataset asks of it."""
+    return ValueError(
+        f"model={model} {does}; this dataset's inputs are {describe(input_shape)} "
+        f"and its targets are {describe(target_shape)}: choose another model"
+    )
+
+
+def images(model: str, input_shape: Shape, target_shape: Shape) -> None:
+    """Refuse inputs that are not images."""
+    if len(input_shape) != 3:
+        raise refuse(model, "takes images [C, H, W]", input_shape, target_shape)
+
+
+def sequences(model: str, input_shape: Shape, target_shape: Shape) -> None:
+    """Refuse inputs that are not sequences."""
+    if len(input_shape) != 2:
+        raise refuse(model, "takes sequences [C, T]", input_shape, target_shape)
+
+
+def classes(model: str, input_shape: Shape, target_shape: Shape) -> int:
+    """The number of classes; refuse targets that are not classes."""
+    if len(target_shape) != 1:
+        raise refuse(model, "gives classes", input_shape, target_shape)
+    return target_shape[0]
+
+
+def same_extent(model: str, input_shape: Shape, target_shape: Shape) -> int:
+    """The number of axes behind the channels, 1 or 2; refuse targets of another extent than the inputs."""
+    if len(target_shape) == 1 or input_shape[1:] != target_shape[1:]:
+        raise refuse(model, "gives signals of its inputs' extent", input_shape, target_shape)
+    return len(input_shape) - 1
+
+
+def odd(name: str, value: int) -> int:
+    """A kernel size that leaves the extent as it is."""
+    if value < 1 or value % 2 == 0:
+        raise ValueError(f"model.{name}={value}: expected an odd number, so that outputs line up with inputs")
+    return value
+
+
+def at_least(name: str, least: int, *values: int) -> None:
+    """Refuse counts below `least`."""
+    if any(value < least for value in values):
+        shown = values[0] if len(values) == 1 else list(values)
+        raise ValueError(f"model.{name}={shown}: expected whole numbers of at least {least}")

@@ -1,0 +1,53 @@
+"""Minibatches: which examples a population sees, as a pure function of the position in the training data."""
+
+import numpy as np
+import torch
+
+from sigexp.problem import Batch, Problem
+
+
+class Feed:
+    """Training examples in the order they are learned from.
+
+    A fixed set is drawn once, kept on the device, and shuffled anew every epoch by a generator of (seed, epoch). A
+    stream has no epochs: position is index. With `shuffle=False` a chunk is a contiguous slice from a random start,
+    as in the lecture.
+    """
+
+    def __init__(self, problem: Problem, *, seed: int, device: torch.device, shuffle: bool = True) -> None:
+        self.problem, self.seed, self.device, self.shuffle = problem, seed, device, shuffle
+        self.size = problem.sizes["train"]
+        self._data: Batch | None = None
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def load(self) -> None:
+        """Draw a fixed training set; a stream needs nothing."""
+        if self.size is not None and self._data is None:
+            inputs, targets = self.problem.examples("train")
+            self._data = Batch(inputs.to(self.device), targets.to(self.device))
+
+    def take(self, position: int, count: int) -> Batch:
+        """The `count` examples that follow `position` samples of training: inputs and targets on the device."""
+        if self.size is None:
+            inputs, targets = self.problem.sample("train", torch.arange(position, position + count))
+            return Batch(inputs.to(self.device), targets.to(self.device))
+        self.load()
+        assert self._data is not None
+        if not self.shuffle:
+            count = min(count, self.size)
+            start = int(np.random.default_rng([self.seed, position]).integers(self.size - count + 1))
+            return Batch(*(part[start : start + count] for part in self._data))
+        index = self._shuffled(position, count).to(self.device)
+        return Batch(*(part[index] for part in self._data))
+
+    def _shuffled(self, position: int, count: int) -> torch.Tensor:
+        assert self.size is not None
+        parts = []
+        while count > 0:
+            epoch, offset = divmod(position, self.size)
+            if epoch != self._epoch:
+                order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
+                self._epoch, self._order = epoch, torch.from_numpy(order)
+            parts.append(self._order[offset : offset + count])
+            position, count = position + len(parts[-1]), count - len(parts[-1])
+        return torch.cat(parts)

@@ -1,0 +1,145 @@
+"""Pictures of examples, predictions and learned kernels, as PNG bytes."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from sigexp.problem import Problem
+
+matplotlib.rcParams.update({"font.size": 8, "axes.titlesize": 8})
+DPI = 100
+
+
+def png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
+
+
+def displayable(image: Tensor) -> tuple[np.ndarray, dict[str, object]]:
+    """One image [C, H, W] for `imshow`: colours as they are, a single channel in grey between its extremes."""
+    array = image.detach().float().cpu().numpy()
+    if array.shape[0] == 3:
+        return array.transpose(1, 2, 0).clip(0, 1), {}
+    low, high = float(array[0].min()), float(array[0].max())
+    return array[0], {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-6)}
+
+
+def example_rows(problem: Problem, columns: Mapping[str, Tensor], classes: Sequence[str] = ()) -> bytes:
+    """A grid of signals: a column per name ('input', 'output', 'target', a reference), a row per example.
+
+    Columns hold [N, C, H, W] or [N, C, T]; of a class problem only inputs are signals, and `classes` are the
+    captions of the rows (what it is, what the model says).
+    """
+    if problem.kind == "sequence":
+        return sequence_rows(columns)
+    rows = len(next(iter(columns.values())))
+    aspect = next(iter(columns.values())).shape[-2] / next(iter(columns.values())).shape[-1]
+    figure = Figure(figsize=(1.7 * len(columns), 1.7 * aspect * rows + 0.2 * (1 + bool(classes) * rows)), layout="tight")
+    axes = figure.subplots(rows, len(columns), squeeze=False)
+    for column, (name, images) in enumerate(columns.items()):
+        for row in range(rows):
+            axis = axes[row][column]
+            array, style = displayable(images[row])
+            axis.imshow(array, interpolation="nearest", **style)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if row == 0 and not classes:
+                axis.set_title(name)
+            if classes and column == 0:
+                axis.set_title(classes[row])
+    return png(figure)
+
+
+def class_grid(images: Tensor, captions: Sequence[str]) -> bytes:
+    """Images [N, C, H, W] in rows of four, each under its caption."""
+    wide = min(4, len(images))
+    high = -(-len(images) // wide)
+    figure = Figure(figsize=(2.0 * wide, 2.2 * high), layout="tight")
+    axes = figure.subplots(high, wide, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, image, caption in zip(axes.flat, images, captions, strict=False):
+        array, style = displayable(image)
+        axis.imshow(array, interpolation="nearest", **style)
+        axis.set_title(caption)
+    return png(figure)
+
+
+def sequence_rows(columns: Mapping[str, Tensor]) -> bytes:
+    """Sequences [N, C, T] as lines over samples, one panel per example and channel count; many channels as an image."""
+    rows = len(next(iter(columns.values())))
+    lines = {name: s for name, s in columns.items() if s.shape[1] <= 2}
+    pictures = {name: s for name, s in columns.items() if s.shape[1] > 2}
+    lengths = sorted({s.shape[-1] for s in lines.values()}, reverse=True)
+    panels = [{n: s for n, s in lines.items() if s.shape[-1] == length} for length in lengths]
+    wide = len(panels) + len(pictures)
+    figure = Figure(figsize=(4.5 * wide if wide > 1 else 8, 1.7 * rows + 0.3), layout="tight")
+    axes = figure.subplots(rows, wide, squeeze=False)
+    styles = {"target": {"linewidth": 3.5, "alpha": 0.35, "color": "black"}, "input": {"linewidth": 0.8, "color": "0.6"}}
+    for row in range(rows):
+        for axis, panel in zip(axes[row], panels, strict=False):
+            for name, signals in panel.items():
+                for channel, signal in enumerate(signals[row].detach().float().cpu().numpy()):
+                    label = name if channel == 0 else None
+                    axis.plot(signal, label=label, **styles.get(name, {"linewidth": 1.1}))
+            axis.margins(x=0)
+            if row == 0:
+                axis.legend(loc="upper right", fontsize=7)
+        for axis, (name, signals) in zip(axes[row][len(panels) :], pictures.items(), strict=True):
+            axis.imshow(signals[row].detach().float().cpu().numpy(), aspect="auto", origin="lower")
+            axis.set_title(name)
+    return png(figure)
+
+
+def kernel_weights(model: nn.Module) -> tuple[str, Tensor] | None:
+    """The first convolution or fully connected layer worth a picture: its name and weight."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
+            return name or "convolution", module.weight
+        if isinstance(module, nn.Conv1d) and module.kernel_size[0] > 1:
+            return name or "convolution", module.weight
+        if isinstance(module, nn.Linear):
+            return name or "linear", module.weight
+    return None
+
+
+def kernels(model: nn.Module, most: int = 64) -> bytes | None:
+    """The first layer's kernels as a grid with one colour scale, zero in the middle; None where there is none."""
+    found = kernel_weights(model)
+    if found is None:
+        return None
+    name, weight = found
+    array = weight.detach().float().cpu().numpy()
+    limit = float(np.abs(array).max()) or 1.0
+    style = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, "interpolation": "nearest"}
+    if array.ndim == 2:
+        figure = Figure(figsize=(5, 4.5), layout="tight")
+        axis = figure.subplots()
+        step = max(1, max(array.shape) // 512)
+        shown = axis.imshow(array[::step, ::step], aspect="auto", **style)
+        axis.set_title(f"{name}: {array.shape[0]} x {array.shape[1]}")
+        figure.colorbar(shown)
+        return png(figure)
+    planes = array.reshape(-1, *array.shape[2:])[:most]
+    wide = min(8, len(planes))
+    high = -(-len(planes) // wide)
+    figure = Figure(figsize=(max(3.5, 1.1 * wide), max(3.0, 1.1 * high) + 0.3), layout="constrained")
+    axes = figure.subplots(high, wide, squeeze=False)
+    shown = None
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, plane in zip(axes.flat, planes, strict=False):
+        if plane.ndim == 1:
+            axis.plot(plane, linewidth=1)
+            axis.set_ylim(-limit, limit)
+        else:
+            shown = axis.imshow(plane, **style)
+    if shown is not None:
+        figure.colorbar(shown, ax=list(axes.flat), shrink=0.8)
+    figure.suptitle(f"{name}: {' x '.join(map(str, array.shape))}")
+    return png(figure)

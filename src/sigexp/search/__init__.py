@@ -1,0 +1,1 @@
+"""Which members live, and which hyperparameters they get."""

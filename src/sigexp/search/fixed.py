@@ -1,0 +1,35 @@
+"""Searches without selection: given hyperparameters, or random ones, trained side by side to the end."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sigexp.search.base import Candidate, HParams, Round, Settings, Start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fixed(Settings):
+    """Every member has the trainer's hyperparameters; several members differ in their initial weights."""
+
+    def first(self, start: Start, rng: np.random.Generator) -> Round:
+        return Round([None] * self.members, self.choose(start, rng), self.round_samples)
+
+    def choose(self, start: Start, rng: np.random.Generator) -> list[HParams]:
+        return [start.clip(start.hparams) for _ in range(self.members)]
+
+    def next(self, candidates: Sequence[Candidate], rng: np.random.Generator) -> Round | None:
+        return Round(list(range(len(candidates))), [c.hparams for c in candidates], self.round_samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random(Fixed):
+    """Learning rates log-uniform within `lr_decades` of the trainer's, batch sizes within a factor of 2 of it."""
+
+    def choose(self, start: Start, rng: np.random.Generator) -> list[HParams]:
+        def one() -> HParams:
+            lr = start.hparams["lr"] * 10 ** rng.uniform(-self.lr_decades, self.lr_decades)
+            batch_size = start.hparams["batch_size"] * 2 ** rng.uniform(-1, 1)
+            return start.clip({**start.hparams, "lr": lr, "batch_size": batch_size})
+
+        return [one() for _ in range(self.members)]

@@ -1,0 +1,1 @@
+"""Reference mathematics: filters, colour, mosaics, image quality. No learning happens here."""

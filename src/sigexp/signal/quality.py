@@ -1,0 +1,90 @@
+"""Losses and quality measures, one value per example.
+
+Every function maps outputs and targets of one batch to a tensor of shape [B] and never reduces over the batch, so
+that means, intervals and worst cases are the caller's choice.
+
+Axes: B batch, C channels, H W pixels, T samples.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MSE_FLOOR = 1e-20  # an exact predictor has 200 dB, not infinity, which JSON and TensorBoard cannot hold
+
+
+def crop(signal: Tensor, border: int) -> Tensor:
+    """Cut `border` samples from each end of every axis behind [B, C]."""
+    if border == 0:
+        return signal
+    inner = slice(border, -border)
+    return signal[(slice(None), slice(None), *[inner] * (signal.ndim - 2))]
+
+
+def mse(outputs: Tensor, targets: Tensor, *, border: int = 0) -> Tensor:
+    """Mean squared error of [B, C, ...], `border` samples cut from every side: [B]."""
+    return (crop(outputs, border) - crop(targets, border)).square().flatten(1).mean(1)
+
+
+def psnr(outputs: Tensor, targets: Tensor, *, border: int = 0) -> Tensor:
+    """Peak signal-to-noise ratio in dB for signals of range 0..1, outputs clipped to that range: [B]."""
+    error = mse(outputs.clamp(0, 1), targets, border=border).double()
+    return -10 * error.clamp_min(MSE_FLOOR).log10()
+
+
+def ssim(outputs: Tensor, targets: Tensor, *, border: int = 0) -> Tensor:
+    """Structural similarity of [B, C, H, W] in 0..1, outputs clipped, mean over channels: [B].
+
+    Wang et al. 2004 with the 11x11 Gaussian window of sigma 1.5, equal to
+    `skimage.metrics.structural_similarity(gaussian_weights=True, use_sample_covariance=False, data_range=1)`.
+    """
+    x, y = (crop(s, border).double() for s in (outputs.clamp(0, 1), targets))
+    window = torch.exp(-0.5 * (torch.arange(-5, 6, dtype=x.dtype, device=x.device) / 1.5) ** 2)
+    window = window / window.sum()
+
+    def blur(image: Tensor) -> Tensor:
+        flat = image.flatten(0, 1)[:, None]
+        return F.conv2d(F.conv2d(flat, window[None, None, :, None]), window[None, None, None, :])
+
+    mean_x, mean_y = blur(x), blur(y)
+    var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
+    covariance = blur(x * y) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    score = (2 * mean_x * mean_y + c1) * (2 * covariance + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    return score.reshape(len(outputs), -1).mean(1)
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy in nats of logits [B, K] against class indices [B]: [B]."""
+    return F.cross_entropy(outputs, targets, reduction="none")
+
+
+def error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """1 where the largest of the logits [B, K] is not the class [B], else 0: [B]."""
+    return (outputs.argmax(1) != targets).to(torch.float32)
+
+
+def pixel_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Share of pixels on the wrong side of 1/2: [B]."""
+    return ((outputs > 0.5) != (targets > 0.5)).flatten(1).float().mean(1)
+
+
+def iou(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Intersection over union of the pixels above 1/2 (1 where both masks are empty): [B]."""
+    a, b = (outputs > 0.5).flatten(1), (targets > 0.5).flatten(1)
+    union = (a | b).sum(1)
+    return torch.where(union > 0, (a & b).sum(1) / union.clamp_min(1), torch.ones_like(union, dtype=torch.float32))
+
+
+def position_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy in nats of a softmax over all positions of [B, 1, H, W] against a map that sums to 1: [B]."""
+    return -(targets.flatten(1) * outputs.flatten(1).log_softmax(1)).sum(1)
+
+
+def hit_rate(outputs: Tensor, targets: Tensor, *, tolerance_px: int = 1) -> Tensor:
+    """1 where the maximum of [B, 1, H, W] lies within `tolerance_px` of the target's in both axes, else 0: [B]."""
+    width = targets.shape[-1]
+    found, true = outputs.flatten(1).argmax(1), targets.flatten(1).argmax(1)
+    rows = (found // width - true // width).abs()
+    columns = (found % width - true % width).abs()
+    return ((rows <= tolerance_px) & (columns <= tolerance_px)).to(torch.float32)

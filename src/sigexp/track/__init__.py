@@ -1,0 +1,1 @@
+"""What a run leaves behind: rounds.jsonl, TensorBoard events, result.json, the model."""

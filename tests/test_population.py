@@ -1,0 +1,151 @@
+"""The population against P separate torch.optim loops in float64, and what copying and divergence must not do."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from sigexp.population.population import Population, join, take
+from sigexp.problem import Batch
+from sigexp.signal.quality import mse
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 1, 1)).double()
+
+
+def members(count: int) -> list[nn.Module]:
+    torch.manual_seed(0)
+    return [net() for _ in range(count)]
+
+
+def hparams(count: int, batch_size=(4,)) -> dict[str, torch.Tensor]:
+    return {
+        "lr": torch.logspace(-3, -1, count, dtype=torch.float64),
+        "momentum": torch.linspace(0.5, 0.9, count, dtype=torch.float64),
+        "weight_decay": torch.linspace(0, 0.01, count, dtype=torch.float64),
+        "batch_size": torch.tensor((list(batch_size) * count)[:count]),
+    }
+
+
+def batches(count: int, size: int) -> list[Batch]:
+    rng = torch.Generator().manual_seed(1)
+    make = lambda: torch.randn(size, 1, 6, 6, generator=rng, dtype=torch.float64)  # noqa: E731
+    return [Batch(make(), make()) for _ in range(count)]
+
+
+def population(modules, optimizer="sgd", clip_norm=None, **changes) -> Population:
+    values = {**hparams(len(modules)), **changes}
+    return Population(modules, loss=mse, metrics={"mse": mse}, optimizer=optimizer, hparams=values, clip_norm=clip_norm)
+
+
+def sequential(module, optimizer, clip_norm, lr, momentum, weight_decay, minibatches):
+    module = copy.deepcopy(module).train()
+    if optimizer == "sgd":
+        update = torch.optim.SGD(module.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+    else:
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
+        update = kind(module.parameters(), lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay)
+    losses = []
+    for batch in minibatches:
+        update.zero_grad()
+        loss = mse(module(batch.inputs), batch.targets).mean()
+        loss.backward()
+        if clip_norm:
+            nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
+        update.step()
+        losses.append(float(loss.detach()))
+    return module, losses
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("clip_norm", [None, 0.05])
+def test_equals_separate_training(optimizer, clip_norm):
+    modules, steps = members(3), batches(12, 4)
+    together = population(modules, optimizer, clip_norm)
+    losses = torch.stack([together.step(batch) for batch in steps], 1)
+    for p, module in enumerate(modules):
+        h = {name: float(value[p]) for name, value in hparams(3).items() if name != "batch_size"}
+        alone, expected = sequential(module, optimizer, clip_norm, **h, minibatches=steps)
+        torch.testing.assert_close(losses[p], torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=1e-10)
+        for (name, a), b in zip(alone.state_dict().items(), together.member(p).state_dict().values(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-11, rtol=1e-10, msg=name)
+
+
+def test_members_with_their_own_batch_sizes():
+    """A member with minibatches of b learns from the same examples in groups of b, whatever comes in a call."""
+    modules, steps = members(3), batches(9, 4)
+    sizes = [3, 4, 9]
+    together = population(modules, batch_size=torch.tensor(sizes))
+    for batch in steps:
+        together.step(batch)
+    everything = Batch(*(torch.cat(parts) for parts in zip(*steps, strict=True)))
+    for p, size in enumerate(sizes):
+        parts = zip(everything.inputs.split(size), everything.targets.split(size), strict=True)
+        h = {name: float(value[p]) for name, value in hparams(3).items() if name != "batch_size"}
+        alone, _ = sequential(modules[p], "sgd", None, **h, minibatches=[Batch(*part) for part in parts])
+        for a, b in zip(alone.parameters(), together.member(p).parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-11, rtol=1e-10)
+
+
+def test_a_copy_goes_on_as_its_parent():
+    same = {name: value[:1].expand(2).clone() for name, value in hparams(2).items()}
+    together = population(members(2), "adam", **same)
+    first, second = batches(2, 8)
+    together.step(first)
+    together.copy(torch.tensor([1, 1]))
+    losses = together.step(second)
+    assert losses[0] == losses[1]
+    for a, b in zip(together.member(0).parameters(), together.member(1).parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_members_are_independent_after_a_copy():
+    together = population(members(2))
+    together.copy(torch.tensor([0, 0]))
+    together.set_hparams({**together.hparams, "lr": torch.tensor([0.0, 0.1], dtype=torch.float64)})
+    before = together.member(0).state_dict()["0.weight"].clone()
+    together.step(batches(1, 8)[0])
+    assert torch.equal(before, together.member(0).state_dict()["0.weight"])
+    assert not torch.equal(before, together.member(1).state_dict()["0.weight"])
+
+
+def test_selection_by_state():
+    together = population(members(3))
+    state = together.state()
+    pool = join(state, take(state, torch.tensor([2])))
+    together.load_state(take(pool, torch.tensor([3, 1])))
+    assert len(together) == 2
+    torch.testing.assert_close(together.hparams["lr"], state["hparams/lr"][[2, 1]])
+
+
+def test_a_diverged_member_touches_no_other():
+    rates = torch.tensor([1e-2, 1e30, 1e-2], dtype=torch.float64)
+    sick = population(members(3), lr=rates)
+    healthy = population(members(3), lr=torch.tensor([1e-2, 1e-4, 1e-2], dtype=torch.float64))
+    for batch in batches(6, 8):
+        losses, expected = sick.step(batch), healthy.step(batch)
+    assert torch.isnan(losses[1])
+    for p in (0, 2):
+        assert losses[p] == expected[p]
+        for a, b in zip(sick.member(p).parameters(), healthy.member(p).parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_evaluation_uses_running_statistics_and_changes_nothing():
+    together = population(members(2))
+    for batch in batches(3, 8):
+        together.step(batch)
+    batch = batches(1, 8)[0]
+    before = together.state()
+    whole = together.evaluate(batch)["mse"]
+    single = torch.stack([together.evaluate(Batch(x[None], y[None]))["mse"][:, 0] for x, y in zip(*batch, strict=True)], 1)
+    assert whole.shape == (2, 8)
+    torch.testing.assert_close(whole, single)
+    assert all(torch.equal(before[name], value) for name, value in together.state().items())
+
+
+def test_unknown_optimizers_are_refused():
+    with pytest.raises(ValueError, match="sgd, adam, adamw"):
+        population(members(1), "adagrad")
