@@ -126,7 +126,9 @@ def test_the_outcome_holds_the_weights_of_its_best_member():
     weights = {name.removeprefix("params/"): v[0] for name, v in outcome.state.items() if name.startswith("params/")}
     model.load_state_dict(weights)
     inputs, targets = problem.examples("valid", 0, 20)
-    assert float(problem.loss(model(inputs), targets).mean().detach()) == pytest.approx(outcome.best.valid_loss, rel=1e-5)
+    assert float(problem.loss(model(inputs), targets).mean().detach()) == pytest.approx(
+        outcome.best.valid_loss, rel=1e-5
+    )
 
 
 def test_cosine_schedule_ends_at_zero():
@@ -139,7 +141,9 @@ def test_feed_covers_every_example_once_an_epoch():
     problem = gaussian_impulses(image_size=8, size=30, sigma=(1.0, 1.0))
     feed = Feed(problem, seed=5, device=torch.device("cpu"))
     data = problem.examples("train").inputs.flatten(1)
-    taken = torch.cat([feed.take(start, 7).inputs.flatten(1) for start in range(0, 28, 7)] + [feed.take(28, 2).inputs.flatten(1)])
+    taken = torch.cat(
+        [feed.take(start, 7).inputs.flatten(1) for start in range(0, 28, 7)] + [feed.take(28, 2).inputs.flatten(1)]
+    )
     as_rows = lambda t: sorted(map(tuple, t.tolist()))  # noqa: E731
     assert as_rows(taken) == as_rows(data)
     assert torch.equal(feed.take(3, 9).inputs, feed.take(3, 9).inputs), "a pure function of the position"

@@ -200,9 +200,10 @@ def build(node: Mapping[str, Any], *args: Any, what: str) -> Any:
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """The config with every interpolation resolved, as plain dicts and lists."""
-    container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    container = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
     assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items() if key != "hydra"}
+    return {str(key): value for key, value in container.items()}
 
 
 def _one_of(name: str, value: str, options: tuple[str, ...]) -> None:
@@ -271,3 +272,7 @@ def check(config: Mapping[str, Any]) -> None:
         )
     check_fields(config["dataset"], "dataset")
     check_fields(config["model"], "model")
+    for name, least in (("test_size", 1), ("seed", 0)):
+        value = config["dataset"].get(name)
+        if isinstance(value, int):
+            _at_least(f"dataset.{name}", value, least, whole)

@@ -5,20 +5,21 @@ import re
 from collections.abc import Iterator
 
 import yaml
-from hydra.errors import HydraException, MissingConfigException
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from sigexp.config import did_you_mean
 
 DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
-SETTINGS = ("experiment", "dataset", "model", "search", "trainer", "tune")
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what caused it, outermost first."""
-    while error is not None:
+    """An error and what caused it, outermost first; each once, because contexts can form a ring."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def explanation(error: BaseException) -> tuple[int, str]:
@@ -41,7 +42,11 @@ def first_lines(error: BaseException, most: int = 2) -> str:
 def _configuration(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, MissingConfigException):
         return 2, _missing_choice(error)
-    if isinstance(error, ConfigKeyError):
+    if isinstance(error, OverrideParseException):
+        return 2, f"{error.override}: cannot be read as NAME=VALUE ({first_lines(error, 1)})"
+    if "override must be a string or a list" in str(error):
+        return 2, "a choice cannot be null: give experiment=NAME, model=NAME, search=NAME (`sigexp list` shows them)"
+    if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
         return 2, _unknown_key(error)
     if isinstance(error, ValidationError):
         return 2, f"{error.full_key}: {first_lines(error, 1)}"
@@ -61,7 +66,7 @@ def _missing_choice(error: MissingConfigException) -> str:
     return f"{group}={name}: no such {group}{did_you_mean(name, error.options or [])}"
 
 
-def _unknown_key(error: ConfigKeyError) -> str:
+def _unknown_key(error: ConfigKeyError | ConfigAttributeError) -> str:
     name = str(error.full_key or error.key)
     parent = error.parent_node
     keys = [str(key) for key in parent] if parent is not None and hasattr(parent, "keys") else []

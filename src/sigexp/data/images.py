@@ -23,6 +23,9 @@ import numpy as np
 import PIL.Image
 import PIL.ImageFile
 
+from sigexp.data.cache import fetch
+from sigexp.data.cifar import read_cifar10
+
 # motorcycle_left and _right are a stereo pair: they stay in one split.
 PHOTOGRAPHS = {
     "train": (
@@ -38,7 +41,7 @@ PHOTOGRAPHS = {
 }
 SPLITS = tuple(PHOTOGRAPHS)
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
-FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "WEBP")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 TIFF_BITS = 258  # the tag BitsPerSample
 MAX_PIXELS = 150_000_000  # of one image: a larger one is a mistake or a decompression bomb
 MAX_TOTAL_PIXELS = 500_000_000  # of a folder, which is held in memory: 1.5 GB at 8 bits
@@ -70,6 +73,9 @@ class ImageSource:
 def image_source(images: str) -> ImageSource:
     """The source that `dataset.images` names: 'photographs', 'cifar10', or a folder.
 
+    A folder is searched with all its subfolders. If it has train/, valid/ and test/, these are the splits and what
+    lies beside them is left out; else its images are split 70, 10 and 20 % in the order of their names.
+
     Raises ValueError, naming the file, for a folder that is missing or holds fewer than 3 images, and for images
     that cannot be read (all are decoded at the first use, so that a broken one is found before any training).
     """
@@ -90,14 +96,11 @@ def _photographs() -> ImageSource:
             "install another release of scikit-image, or name a folder of images"
         )
     paths = {split: [where / name for name in names] for split, names in PHOTOGRAPHS.items()}
-    return _from_files(paths, {"images": f"photographs of {release}"})
+    return _from_files(where, paths, {"images": f"photographs of {release}"})
 
 
 @lru_cache(maxsize=1)
 def _cifar10() -> ImageSource:
-    from sigexp.data.cache import fetch
-    from sigexp.data.cifar import read_cifar10
-
     arrays = read_cifar10(fetch("cifar10"))
     kept = len(arrays["train"]) - max(1, len(arrays["train"]) // 10)
     images: dict[str, Images] = {
@@ -139,9 +142,11 @@ def _folder(name: str) -> ImageSource:
     everything = [path for found in paths.values() for path in found]
     digest = hashlib.sha256()
     for path in everything:
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").digest()
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + content)
     label = f"folder {folder.resolve().name}, {len(everything)} images, sha256 {digest.hexdigest()[:16]}"
-    return _from_files(paths, {"images": label})
+    return _from_files(folder, paths, {"images": label})
 
 
 def _suffixes() -> str:
@@ -169,14 +174,14 @@ def _split(folder: Path, paths: list[Path]) -> dict[str, list[Path]]:
     return {"train": paths[:train], "valid": paths[train : train + valid], "test": paths[train + valid :]}
 
 
-def _from_files(paths: Mapping[str, Sequence[Path]], source: Mapping[str, str]) -> ImageSource:
+def _from_files(folder: Path, paths: Mapping[str, Sequence[Path]], source: Mapping[str, str]) -> ImageSource:
     """A source that has read every header and decodes all files at the first call of `images`."""
     with _quiet():
         shapes = {split: [read_shape(path) for path in found] for split, found in paths.items()}
     total = sum(rows * columns for found in shapes.values() for rows, columns in found)
     if total > MAX_TOTAL_PIXELS:
         raise ValueError(
-            f"{next(iter(paths.values()))[0].parent}: {total / 1e6:.0f} million pixels in all, expected at most "
+            f"{folder}: {total / 1e6:.0f} million pixels in all, expected at most "
             f"{MAX_TOTAL_PIXELS / 1e6:.0f} million, which are held in memory; take fewer or smaller images"
         )
     lock = threading.Lock()
@@ -189,7 +194,7 @@ def _from_files(paths: Mapping[str, Sequence[Path]], source: Mapping[str, str]) 
                     decoded.update({split: list(pool.map(read_image, found)) for split, found in paths.items()})
         return decoded
 
-    names = {split: [path.name for path in found] for split, found in paths.items()}
+    names = {split: [path.relative_to(folder).as_posix() for path in found] for split, found in paths.items()}
     listed = {split: ", ".join(some) if len(some) <= 12 else f"{len(some)} images" for split, some in names.items()}
     return ImageSource(names=names, shapes=shapes, source={**source, **listed}, ragged=True, load=load)
 
@@ -237,10 +242,8 @@ def _opened(path: Path) -> Iterator[PIL.ImageFile.ImageFile]:
     except PIL.Image.DecompressionBombError as error:
         raise ValueError(f"{path}: too many pixels; expected at most {MAX_PIXELS / 1e6:.0f} million") from error
     except Exception as error:
-        size = path.stat().st_size
-        what = (
-            "the file is empty" if size == 0 else f"not a readable PNG, JPEG, TIFF, BMP or WebP image of {size} bytes"
-        )
+        empty = path.stat().st_size == 0
+        what = "the file is empty" if empty else "not a readable PNG, JPEG, TIFF, BMP or WebP image"
         raise ValueError(f"{path}: {what}; remove it, or save it anew") from error
     with image:
         columns, rows = image.size

@@ -9,6 +9,7 @@ Axes: n patches, C = 3 channels R G B, H W pixels.
 import threading
 from collections.abc import Callable, Sequence
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,10 +29,10 @@ def to_float(pixels: np.ndarray) -> np.ndarray:
 
 
 def downsample(image: np.ndarray, factor: int) -> np.ndarray:
-    """Means over blocks of `factor` x `factor` pixels of [H, W, C], incomplete blocks cut off: float32 in 0..1."""
+    """Means over blocks of `factor` x `factor` pixels of [H, W, 3], incomplete blocks cut off: float32 in 0..1."""
     rows, columns = image.shape[0] // factor, image.shape[1] // factor
-    blocks = to_float(image[: rows * factor, : columns * factor]).reshape(rows, factor, columns, factor, -1)
-    return blocks.mean((1, 3), dtype=np.float32)
+    whole_blocks = to_float(image[: rows * factor, : columns * factor])
+    return cv2.resize(whole_blocks, (columns, rows), interpolation=cv2.INTER_AREA)
 
 
 def check_sizes(source: ImageSource, minimum: int, reduction: int = 1) -> None:
@@ -40,9 +41,10 @@ def check_sizes(source: ImageSource, minimum: int, reduction: int = 1) -> None:
         for name, (rows, columns) in zip(source.names[split], shapes, strict=True):
             if min(rows, columns) // reduction < minimum:
                 after = f" ({columns // reduction}x{rows // reduction} after downsampling)" if reduction > 1 else ""
+                unreduced = ", dataset.scale=full" if reduction > 1 else ""
                 raise ValueError(
                     f"{name}: {columns}x{rows} pixels{after}, too small for dataset.patch_size={minimum}; "
-                    "take smaller patches or leave this image out"
+                    f"take smaller patches{unreduced} or larger images"
                 )
 
 

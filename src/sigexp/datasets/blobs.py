@@ -10,6 +10,7 @@ from torch import Tensor
 from sigexp.problem import Batch, Problem, Reference, Split, blockwise, constant, identity, train_size
 from sigexp.signal import morphology
 from sigexp.signal.gaussian import gaussian_filter
+from sigexp.signal.noise import gaussian_noise
 from sigexp.signal.quality import iou, mse, pixel_error
 
 Masks = Callable[[np.random.Generator, int], np.ndarray]  # n bool masks [n, H, W]
@@ -71,11 +72,13 @@ def fill_holes(
     """Boundaries of several blobs, many with holes -> the blobs without their holes.
 
     Blobs are where white noise of mean 0, filtered as in `boundary`, exceeds the percentile; dots, whose mean is
-    not 0, would gather in the middle. They are kept `margin` pixels away from the border, closed and opened with a disc of
-    radius `disc` pixels, and drawn again where the even-odd rule does not restore them from their boundary.
+    not 0, would gather in the middle. They are kept `margin` pixels away from the border, closed and opened with a
+    disc of radius `disc` pixels, and drawn again where the even-odd rule does not restore them from their boundary.
     """
     if disc < 0 or not 0 <= margin < image_size / 2:
-        raise ValueError(f"dataset.disc={disc}, margin={margin}: expected pixels, 0 or more, margin under half an image")
+        raise ValueError(
+            f"dataset.disc={disc}, margin={margin}: expected pixels, 0 or more, margin under half an image"
+        )
     blobs = _blobs(image_size, None, sigma, percentile)
     inner = slice(margin, image_size - margin)
 
@@ -89,7 +92,7 @@ def fill_holes(
             if len(kept) >= n:
                 return kept[:n]
         raise ValueError(
-            f"dataset.sigma={sigma}, disc={disc}: the even-odd rule restores too few of these images; take larger values"
+            f"dataset.sigma={sigma}, disc={disc}: expected blobs that the even-odd rule restores; take larger values"
         )
 
     return _problem(masks, False, seed, size, test_size, noise, noisy_targets, _filling())
@@ -101,7 +104,7 @@ def _blobs(image_size: int, density: float | None, sigma: float, percentile: flo
         raise ValueError(f"dataset.density={density}: expected a probability in 0..1")
     if not 0 <= percentile <= 100:
         raise ValueError(f"dataset.percentile={percentile}: expected per cent in 0..100")
-    if not sigma > 0:
+    if not 0 < sigma < np.inf:
         raise ValueError(f"dataset.sigma={sigma}: expected pixels, more than 0")
 
     def masks(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -127,8 +130,7 @@ def _restored(masks: np.ndarray) -> np.ndarray:
 
 def add_noise(masks: np.ndarray, rng: np.random.Generator, noise: float) -> np.ndarray:
     """The lecture's addnoise of [B, H, W]: plus `noise` N(0, 1), minus its minimum, divided by its maximum: float32."""
-    noisy = rng.standard_normal(masks.shape, dtype=np.float32)
-    noisy *= np.float32(noise)
+    noisy = gaussian_noise(rng, masks.shape, noise)
     noisy += masks
     noisy -= noisy.min(axis=(1, 2), keepdims=True)
     largest = noisy.max(axis=(1, 2), keepdims=True)
@@ -158,7 +160,7 @@ def _problem(
     noisy_targets: bool,
     references: dict[str, Reference],
 ) -> Problem:
-    if noise < 0:
+    if not 0 <= noise < np.inf:
         raise ValueError(f"dataset.noise={noise}: expected a standard deviation, 0 or more")
 
     def draw(rng: np.random.Generator, split: Split, n: int, *, noisy: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -169,8 +171,8 @@ def _problem(
         targets = add_noise(target, rng, noise) if noisy else target.astype(np.float32)
         return inputs[:, None], targets[:, None]
 
-    clean = blockwise(partial(draw, noisy=False), seed=seed, block=100)  # 250 spill out of the caches
-    noisy = blockwise(partial(draw, noisy=True), seed=seed, block=100)
+    clean = blockwise(partial(draw, noisy=False), seed=seed, block=25)  # more of them spill out of the caches
+    noisy = blockwise(partial(draw, noisy=True), seed=seed, block=25)
 
     def sample(split: Split, index: Tensor) -> Batch:
         if split == "noisy":

@@ -1,7 +1,8 @@
 """Grey photographs or isolated dots -> their median filter: a map no linear layer can be.
 
-The median wipes out dots that no window sees in its majority, which a smooth average cannot. A net trained on
-photographs need not find this out, so photographs and dots are each tested, whichever was trained on.
+The median leaves nothing of dots that are fewer than half of every window, where an average leaves a smear. On
+photographs the two are nearly the same, so a net can do well there without having found the median: photographs and
+dots are both tested, whichever was trained on.
 """
 
 import math
@@ -42,7 +43,7 @@ def median_photographs(
         the split 'test', and the others a further test set, 'dots' or 'photographs'.
     test_size: test images of the split 'test' at most; whole test photographs, or images of dots.
     """
-    _check(signals, window, density, patch_size, dots_size)
+    _check(signals, test_size, window, density, patch_size, dots_size)
     source = image_source(images)
     check_patches(patch_size, scales)
     check_sizes(source, patch_size)
@@ -62,15 +63,15 @@ def median_photographs(
             grey[1::2] = dots(rng, n // 2, patch_size)
         return with_median(grey)
 
-    whole, drawn = ("photographs", "test") if signals == "dots" else ("test", "dots")
-    photographs = image_count(source, None if signals == "dots" else test_size)
-    dot_images = test_size if signals == "dots" and test_size is not None else DOT_IMAGES
-    counts = {whole: photographs, drawn: dot_images}
+    if signals == "dots":
+        whole, counts = "photographs", {"test": test_size or DOT_IMAGES, "photographs": image_count(source, None)}
+    else:
+        whole, counts = "test", {"test": image_count(source, test_size), "dots": DOT_IMAGES}
     sample = image_sample(source, draw, lambda rgb: with_median(rgb.mean(1, keepdims=True)), seed=seed, whole=whole)
     return Problem(
         kind="image",
         sample=sample,
-        sizes={"train": train_size(size), "valid": 256, "test": counts.pop("test"), **counts},
+        sizes={"train": train_size(size), "valid": 256, **counts},
         loss=mse,
         metrics={"mse": mse, "mse_interior": partial(mse, border=window), "psnr": partial(psnr, border=window)},
         references={
@@ -85,9 +86,11 @@ def median_photographs(
     )
 
 
-def _check(signals: str, window: int, density: float, patch_size: int, dots_size: int) -> None:
+def _check(signals: str, test_size: int | None, window: int, density: float, patch_size: int, dots_size: int) -> None:
     if signals not in ("photographs", "dots", "mixture"):
         raise ValueError(f"dataset.signals={signals}: expected 'photographs', 'dots' or 'mixture'")
+    if test_size is not None and test_size < 1:
+        raise ValueError(f"dataset.test_size={test_size}: expected at least 1, or null for the usual number")
     if not 0 <= density <= 1:
         raise ValueError(f"dataset.density={density}: expected a probability in 0..1")
     largest = (min(patch_size, dots_size) - 1) // 2

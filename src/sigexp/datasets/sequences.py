@@ -69,7 +69,7 @@ def spikes(
     The border reflects, as in `scipy.ndimage.gaussian_filter1d`; `mse_interior` leaves out 4 sigma at either end.
     """
     _check(length, density)
-    if not sigma >= 0:
+    if not 0 <= sigma < np.inf:
         raise ValueError(f"dataset.sigma={sigma}: expected samples, 0 or more")
     matrix = np.float32(gain) * gaussian_matrix(length, float(sigma)).T
 

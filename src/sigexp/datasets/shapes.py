@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from sigexp.problem import Draw, Problem, Reference, Sample, Split, blockwise, chance, train_size
+from sigexp.signal.noise import gaussian_noise
 from sigexp.signal.outlines import TRUNCATE, add_outlines, equal_ink_patches, projected_half_sides
 from sigexp.signal.quality import cross_entropy, error
 
@@ -30,7 +31,8 @@ def circle_square(
     Ranges are in pixels and hold both ends; centres stay `margin` pixels away from the border. No shape is needed
     here: the pixel values alone give the class away.
     """
-    _check_range("radius", radius)
+    _check_range("radius", radius, whole=True)
+    _check_range("half_side", half_side, whole=True)
 
     def shapes(rng: np.random.Generator, n: int) -> Shapes:
         circle = rng.random(n) < 0.5
@@ -39,7 +41,7 @@ def circle_square(
         return circle.astype(np.int64), circle, np.where(circle[:, None], radii, sides)
 
     largest = max(radius[1], half_side[1])
-    draw = _outline_images(shapes, image_size, margin, half_side, largest, sigma, noise)
+    draw = _outline_images(shapes, image_size, margin, largest, sigma, noise)
     return _problem(draw, seed, size, test_size, ("square", "circle"))
 
 
@@ -59,6 +61,7 @@ def square_rectangle(
 
     Drawn as in `circle_square`. `exact` reads both sides off the projections of the image on its axes.
     """
+    _check_range("half_side", half_side, whole=True)
     low, high = half_side
     if not 1 <= difference <= high - low:
         raise ValueError(f"dataset.difference={difference}: expected 1 to {high - low} px, the width of half_side")
@@ -76,7 +79,7 @@ def square_rectangle(
         margin = torch.from_numpy(np.abs(half[:, 0] - half[:, 1]) - difference / 2).to(images)
         return torch.stack([-margin, margin], dim=1)
 
-    draw = _outline_images(shapes, image_size, margin, half_side, high, sigma, noise)
+    draw = _outline_images(shapes, image_size, margin, high, sigma, noise)
     exact = {"exact": Reference(predict=by_projection)}
     return _problem(draw, seed, size, test_size, ("square", "rectangle"), exact)
 
@@ -97,9 +100,10 @@ def circle_square_equal_ink(
     Both have the same distribution of perimeters and of pixel histograms, so that only the shape tells them apart.
     Centres and half-sides are real numbers of pixels; see `sigexp.signal.outlines.equal_ink_patches`.
     """
+    _check_range("half_side", half_side)
     low, high = half_side
     reach = int(np.ceil(4 * high / np.pi + TRUNCATE * sigma + 0.5))
-    _check(image_size, margin, half_side, reach, sigma, noise)
+    _check(image_size, margin, reach, sigma, noise)
 
     def draw(rng: np.random.Generator, split: Split, n: int) -> tuple[np.ndarray, np.ndarray]:
         circle = rng.random(n) < 0.5
@@ -107,7 +111,7 @@ def circle_square_equal_ink(
         centres = rng.uniform(margin, image_size - 1 - margin, (n, 2))
         nearest = np.rint(centres).astype(int)
         patches = equal_ink_patches(circle, half, centres - nearest, sigma=sigma)
-        images = _noise(rng, (n, image_size, image_size), noise)
+        images = gaussian_noise(rng, (n, image_size, image_size), noise)
         side = patches.shape[1]
         for image, patch, (row, column) in zip(images, patches, (nearest - side // 2).tolist(), strict=True):
             image[row : row + side, column : column + side] += patch
@@ -120,27 +124,20 @@ def _outline_images(
     shapes: Callable[[np.random.Generator, int], Shapes],
     image_size: int,
     margin: int,
-    half_side: tuple[int, int],
     largest: int,
     sigma: float,
     noise: float,
 ) -> Draw:
-    _check(image_size, margin, half_side, largest, sigma, noise)
+    _check(image_size, margin, largest, sigma, noise)
 
     def draw(rng: np.random.Generator, split: Split, n: int) -> tuple[np.ndarray, np.ndarray]:
         classes, circle, half = shapes(rng, n)
         centres = rng.integers(margin, image_size - margin, (n, 2))
-        images = _noise(rng, (n, image_size, image_size), noise)
+        images = gaussian_noise(rng, (n, image_size, image_size), noise)
         add_outlines(images, circle, half, centres, sigma=sigma)
         return images[:, None], classes
 
     return draw
-
-
-def _noise(rng: np.random.Generator, shape: tuple[int, ...], noise: float) -> np.ndarray:
-    images = rng.standard_normal(shape, dtype=np.float32)
-    images *= np.float32(noise)
-    return images
 
 
 def _problem(
@@ -151,7 +148,7 @@ def _problem(
     labels: tuple[str, str],
     references: dict[str, Reference] | None = None,
 ) -> Problem:
-    sample = blockwise(draw, seed=seed, block=100)
+    sample = blockwise(draw, seed=seed, block=25)  # more of them spill out of the caches
     return Problem(
         kind="class",
         sample=sample,
@@ -196,21 +193,19 @@ def _histogram(sample: Sample, examples: int = 2000) -> Reference:
     return Reference(predict=predict)
 
 
-def _check_range(name: str, ends: tuple[float, float]) -> None:
-    if not 1 <= ends[0] <= ends[1]:
-        raise ValueError(f"dataset.{name}={list(ends)}: expected [least, largest] in pixels, at least 1")
+def _check_range(name: str, ends: tuple[float, float], *, whole: bool = False) -> None:
+    if len(ends) != 2 or not 1 <= ends[0] <= ends[1] or (whole and any(end != int(end) for end in ends)):
+        kind = "whole pixels" if whole else "pixels"
+        raise ValueError(f"dataset.{name}={list(ends)}: expected [least, largest] in {kind}, at least 1")
 
 
-def _check(
-    image_size: int, margin: int, half_side: tuple[float, float], largest: int, sigma: float, noise: float
-) -> None:
-    _check_range("half_side", half_side)
+def _check(image_size: int, margin: int, largest: int, sigma: float, noise: float) -> None:
     if not largest <= margin < image_size / 2:
         raise ValueError(
             f"dataset.margin={margin}: expected at least {largest} px, so that every outline lies inside, "
             f"and less than half of image_size={image_size}"
         )
-    if not sigma > 0:
+    if not 0 < sigma < np.inf:
         raise ValueError(f"dataset.sigma={sigma}: expected pixels, more than 0")
-    if noise < 0:
+    if not 0 <= noise < np.inf:
         raise ValueError(f"dataset.noise={noise}: expected a standard deviation, 0 or more")

@@ -72,8 +72,9 @@ def spectrum_power(
     """Tone bursts in noise [1, T] -> their power around every sample in equal frequency bands [bands, T].
 
     A burst is a Gabor function; the number of bursts, their heights, places, lengths (`sigma`, in samples),
-    frequencies (cycles per sample) and phases are uniform. The power is that of a sliding Hann window of `taps` samples, zeros beyond the ends, 1 for a steady
-    sinusoid of amplitude 1 in the middle of its band; `mse_interior` leaves out half a window at either end.
+    frequencies (cycles per sample) and phases are uniform. The power is that of a sliding Hann window of `taps`
+    samples, zeros beyond the ends, 1 for a steady sinusoid of amplitude 1 in the middle of its band; `mse_interior`
+    leaves out half a window at either end.
     """
     _check(length, noise, frequency, tones=tones, amplitude=amplitude, sigma=sigma)
     if bands < 1 or taps < 3 or taps % 2 == 0:
@@ -109,9 +110,7 @@ def spectrum_power(
     )
 
 
-def _heights(
-    rng: np.random.Generator, n: int, tones: tuple[int, int], amplitude: tuple[float, float]
-) -> np.ndarray:
+def _heights(rng: np.random.Generator, n: int, tones: tuple[int, int], amplitude: tuple[float, float]) -> np.ndarray:
     """Amplitudes [n, most tones, 1], those beyond an example's own number of tones 0."""
     count = rng.integers(tones[0], tones[1] + 1, (n, 1))
     heights = rng.uniform(amplitude[0], amplitude[1], (n, tones[1]))
@@ -127,10 +126,10 @@ def _in_noise(parts: np.ndarray, rng: np.random.Generator, noise: float) -> np.n
 def _check(length: int, noise: float, frequency: tuple[float, float], **ranges: tuple[float, float]) -> None:
     if length < 4:
         raise ValueError(f"dataset.length={length}: expected at least 4 samples")
-    if noise < 0:
+    if not 0 <= noise < np.inf:
         raise ValueError(f"dataset.noise={noise}: expected a standard deviation, 0 or more")
-    if not 0 <= frequency[0] <= frequency[1] <= 0.5:
+    if len(frequency) != 2 or not 0 <= frequency[0] <= frequency[1] <= 0.5:
         raise ValueError(f"dataset.frequency={list(frequency)}: expected [least, largest] in 0..0.5 cycles per sample")
     for name, ends in ranges.items():
-        if not 0 <= ends[0] <= ends[1]:
+        if len(ends) != 2 or not 0 <= ends[0] <= ends[1] < np.inf:
             raise ValueError(f"dataset.{name}={list(ends)}: expected [least, largest], 0 or more")

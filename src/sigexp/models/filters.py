@@ -12,7 +12,7 @@ from torch import nn
 from sigexp.layers.activations import pointwise
 from sigexp.layers.color import LinearizeSRGB
 from sigexp.layers.residual import Residual, kaiming, zero
-from sigexp.models.fit import BATCH_NORM, CONVOLUTION, Shape, at_least, images, odd, same_extent
+from sigexp.models.fit import BATCH_NORM, CONVOLUTION, Shape, at_least, images, odd, same_extent, two
 
 
 def linear(input_shape: Shape, target_shape: Shape, *, kernel_size: int = 15) -> nn.Module:
@@ -139,8 +139,7 @@ def separable_sigmoid(
     """The lecture's net for the median: a bank of separable filters, sigmoid, 1x1 convolution, sigmoid."""
     images("separable_sigmoid", input_shape, target_shape)
     same_extent("separable_sigmoid", input_shape, target_shape)
-    at_least("channels", 1, *channels)
-    down, across = channels
+    down, across = two("channels", channels)
     reach = odd("kernel_size", kernel_size) // 2
     return nn.Sequential(
         nn.Conv2d(input_shape[0], down, (kernel_size, 1), padding=(reach, 0)),

@@ -3,6 +3,8 @@
 Shapes are without the batch: images (C, H, W), sequences (C, T), class logits (K,).
 """
 
+from collections.abc import Sequence
+
 from torch import nn
 
 Shape = tuple[int, ...]
@@ -58,7 +60,15 @@ def odd(name: str, value: int) -> int:
 
 
 def at_least(name: str, least: int, *values: int) -> None:
-    """Refuse counts below `least`."""
-    if any(value < least for value in values):
+    """Refuse counts below `least`, and an empty list of them."""
+    if not values or any(value < least for value in values):
         shown = values[0] if len(values) == 1 else list(values)
         raise ValueError(f"model.{name}={shown}: expected whole numbers of at least {least}")
+
+
+def two(name: str, values: Sequence[int]) -> tuple[int, int]:
+    """Two counts of at least 1."""
+    if len(values) != 2:
+        raise ValueError(f"model.{name}={list(values)}: expected two numbers")
+    at_least(name, 1, *values)
+    return values[0], values[1]

@@ -10,7 +10,7 @@ from sigexp.layers.activations import pointwise
 from sigexp.layers.lstm import LSTM2, SequenceLSTM
 from sigexp.layers.padding import GlobalMax, crop_to, pad_to_multiple
 from sigexp.layers.recurrence import LinearRecurrence
-from sigexp.models.fit import Shape, at_least, images, same_extent, sequences
+from sigexp.models.fit import Shape, at_least, images, same_extent, sequences, two
 
 
 def seqlstm(
@@ -96,9 +96,8 @@ def lstm2(
     all positions and a linear layer.
     """
     images("lstm2", input_shape, target_shape)
-    at_least("channels", 1, *channels)
+    first, second = two("channels", channels)
     at_least("hidden", 1, hidden)
-    first, second = channels
     stem = nn.Sequential(
         nn.Conv2d(input_shape[0], first, 3, stride=2, padding=1),
         nn.ReLU(),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sigexp.layers.padding import GlobalMax
-from sigexp.models.fit import Shape, at_least, classes, images
+from sigexp.models.fit import Shape, at_least, classes, images, odd
 
 
 def vgg(
@@ -57,8 +57,8 @@ def fcn(
     target_shape: Shape,
     *,
     channels: Sequence[int] = (16, 32, 32, 32),
-    dilations: Sequence[int] = (1, 1, 2, 4),
-    poolings: int = 1,
+    dilations: Sequence[int] = (1, 1, 1, 2),
+    poolings: int = 2,
 ) -> nn.Module:
     """Fully convolutional: dilated 3x3 convolutions, then the maximum over all positions, then one linear layer.
 
@@ -118,4 +118,5 @@ def projection(
     at_least("dilations", 1, *dilations)
     if len(channels) != len(dilations):
         raise ValueError(f"model.dilations={list(dilations)}: expected one for each of model.channels={list(channels)}")
+    odd("kernel_size", kernel_size)
     return Projection(input_shape[0], number, channels, dilations, kernel_size)

@@ -26,7 +26,7 @@ def draw_outline(image: np.ndarray, circle: bool, half: tuple[int, int], centre:
 
 @lru_cache(maxsize=1024)
 def outline_stamp(circle: bool, half: tuple[int, int], sigma: float) -> np.ndarray:
-    """A blurred outline of maximum 1 with all of its blur around it: float32, sides 2 (half + reach of the blur) + 1."""
+    """A blurred outline of maximum 1 with all of its blur: float32, sides 2 (half + reach of the blur) + 1."""
     reach = int(TRUNCATE * sigma + 0.5)
     middle = (half[0] + reach, half[1] + reach)
     image = np.zeros((2 * middle[0] + 1, 2 * middle[1] + 1))

@@ -5,8 +5,8 @@ runs on a whole stack of pixels at once. Three things keep it short: columns of 
 all windows that hold them, and so are pairs of columns, pairs of pairs, and so on; merges are Batcher's (K. E.
 Batcher, 'Sorting networks and their applications', 1968); of the last merge only the median is computed.
 
-An even window takes the upper of the two middle values and reaches one pixel further up and left than down and
-right, so its median sits half a pixel up and left of the window's centre, as scipy's does.
+As in scipy, an even window takes the upper of the two middle values and reaches one pixel further up and left than
+down and right, so its centre lies half a pixel up and left of the pixel that gets the median.
 
 Axes: [..., H, W].
 """

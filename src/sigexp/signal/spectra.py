@@ -48,9 +48,7 @@ def sliding_power(x: np.ndarray, *, bands: int, taps: int) -> np.ndarray:
 Numbers = float | np.ndarray  # a number, or an array that broadcasts
 
 
-def gabor(
-    x: np.ndarray, *, mu: Numbers, sigma: Numbers, frequency: Numbers, phase: Numbers = 0.0
-) -> np.ndarray:
+def gabor(x: np.ndarray, *, mu: Numbers, sigma: Numbers, frequency: Numbers, phase: Numbers = 0.0) -> np.ndarray:
     """exp(-(x - mu)^2 / (2 sigma^2)) sin(2 pi (frequency x + phase)); phase in turns. Shape and unit of x are free."""
     return np.exp(-((x - mu) ** 2) / (2 * sigma**2)) * np.sin(2 * np.pi * (frequency * x + phase))
 

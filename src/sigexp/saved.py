@@ -1,0 +1,74 @@
+"""A learned model out of a run's folder, without running anything the folder names.
+
+`model.json` may name only targets that a conf in force offers (the packaged one or the user's ./conf) and modules of
+`torch.nn`; weights are safetensors. No pickle is read.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from sigexp import catalog, config
+
+
+def offered_targets() -> set[str]:
+    """Every model `_target_` of the packaged conf and the user's own."""
+    found: set[str] = set()
+    for conf in (catalog.conf_dir(), catalog.user_conf()):
+        for path in (conf / "model").glob("*.yaml") if conf else ():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                key, _, value = line.strip().partition(":")
+                if key.lstrip("- ") == "_target_":
+                    found.add(value.split("#")[0].strip().strip("\"'"))
+    return found
+
+
+def targets(node: Any) -> Iterator[str]:
+    """Every `_target_` anywhere in a config node."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if key == "_target_":
+                yield str(value)
+            else:
+                yield from targets(value)
+    elif isinstance(node, list):
+        for item in node:
+            yield from targets(item)
+
+
+def trusted(target: str) -> bool:
+    """Whether a reloaded folder may name this target: one on offer, or a module class of torch.nn itself."""
+    if target in offered_targets():
+        return True
+    name = target.removeprefix("torch.nn.")
+    found = getattr(nn, name, None) if target.startswith("torch.nn.") and name.isidentifier() else None
+    return isinstance(found, type) and issubclass(found, nn.Module)
+
+
+def load_model(folder: Path) -> nn.Module:
+    """The best member of a run, in evaluation mode on the CPU. Raises ValueError for what is missing or damaged."""
+    described, weights = folder / "model.json", folder / "model.safetensors"
+    for path in (described, weights):
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file; a finished run's folder has it")
+    try:
+        found = json.loads(described.read_text(encoding="utf-8"))
+        node, shapes = found["model"], (tuple(found["input_shape"]), tuple(found["target_shape"]))
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{described}: damaged or not a model of sigexp ({error})") from error
+    for target in targets(node):
+        if not trusted(target):
+            raise ValueError(f"{described}: names {target!r}, which neither sigexp's conf nor your ./conf offers")
+    with torch.random.fork_rng(devices=[]):
+        model: nn.Module = config.build(node, *shapes, what="model")
+    try:
+        model.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise ValueError(f"{weights}: damaged, or of another model: {str(error).splitlines()[0]}") from error
+    return model.eval()
