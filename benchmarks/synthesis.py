@@ -5,6 +5,7 @@
 For every dataset under conf/dataset: seconds of the loop and of `Problem.sample` for the same number of examples, one
 core each, in turn and three times over; and seconds for 10,000 examples on all cores. The loop is written here, draws
 float64 random numbers from NumPy's Generator and keeps float32. Its time is measured on fewer examples and scaled.
+Matrix products have one thread on both sides; the allocator is set as the command line sets it.
 Neither side is charged for reading photographs, or for rendering the digits it picks from.
 """
 
@@ -32,6 +33,7 @@ from omegaconf import OmegaConf
 
 from sigexp.data.digits import digit_source
 from sigexp.data.images import image_source
+from sigexp.machine import tune_allocator
 from sigexp.problem import Problem
 
 CONF = Path(__file__).parent.parent / "conf" / "dataset"
@@ -251,6 +253,7 @@ def main() -> None:
         parser.error(f"no dataset {', '.join(unknown)}; there are {', '.join(names)}")
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    tune_allocator()  # as the command line does
     loop_examples, examples, many = (20, 200, 1000) if chosen.quick else (100, 1000, 10_000)
     scaled = f", scaled from {many:,}" if many < 10_000 else ""
     lines = [

@@ -11,7 +11,7 @@ from sigexp.cli import main
 
 TINY = [
     "dataset.size=20", "dataset.test_size=4", "search.max_samples=64", "search.members=2", "search.survivors=1",
-    "search.initial_samples=10", "search.round_samples=10", "trainer.batch_size=5", "trainer.threads=1",
+    "search.initial_samples=10", "search.round_samples=10", "search.valid_samples=20", "trainer.batch_size=5", "trainer.threads=1",
 ]  # fmt: skip
 
 

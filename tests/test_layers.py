@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sigexp.layers.activations import ACTIVATIONS, pointwise
+from sigexp.layers.bayer import ColourPreservingConv, covariance, demosaicing_layer, demosaicing_planes
 from sigexp.layers.color import LinearizeSRGB
 from sigexp.layers.lstm import LSTM2, SequenceLSTM
 from sigexp.layers.padding import GlobalMax, SymmetricPad, crop_to, pad_to_multiple
@@ -244,3 +245,28 @@ def test_sliding_power_is_the_power_of_each_window():
     for t in range(12):
         expected[..., t] = np.abs(np.fft.rfft(padded[..., t : t + 5] * np.hanning(5), 16)) ** 2 / 5
     np.testing.assert_allclose(layer(x).detach(), expected.reshape(2, 18, 12), atol=1e-14)
+
+
+def test_demosaicing_planes_leave_an_error_that_no_measured_pixel_explains():
+    """The orthogonality principle, with the 36 pixels found through pixel_unshuffle rather than by index."""
+    weight = demosaicing_planes("BGGR").double()
+    places = torch.stack(torch.meshgrid(torch.arange(-2.0, 4), torch.arange(-2.0, 4), indexing="ij"))
+    letters = torch.tensor([[2.0, 1], [1, 0]]).repeat(3, 3)  # of BGGR, as indices into RGB
+    planes = nn.functional.pixel_unshuffle(torch.stack([*places, letters])[:, None], 2)  # [3, 4, 3, 3]
+    measured = planes.flatten(1).T.numpy().astype(float)
+    known = covariance(measured, measured) + 1e-4 * np.eye(36)
+    for c, i, j in itertools.product(range(3), range(2), range(2)):
+        estimate = weight[4 * c + 2 * i + j].flatten().numpy()
+        explained = covariance(measured, np.array([[i, j, c]], float))[:, 0] - known @ estimate
+        np.testing.assert_allclose(explained, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("pattern", ["BGGR", "RGGB", "GRBG", "GBRG"])
+def test_colour_preserving_convolution_passes_constant_colours_or_stops_them(pattern):
+    colour = rand(3)
+    planes = colour[["RGB".index(letter) for letter in pattern]][None, :, None, None].expand(1, 4, 5, 6)
+    body, skip = ColourPreservingConv(pattern, 7).double(), demosaicing_layer(pattern).double()
+    nn.init.normal_(skip.weight)
+    torch.testing.assert_close(body(planes), torch.zeros(1, 7, 3, 4, dtype=torch.float64))
+    full = nn.functional.pixel_shuffle(skip(planes), 2)
+    torch.testing.assert_close(full, colour[None, :, None, None].expand(1, 3, 6, 8))

@@ -57,6 +57,8 @@ class Interrupted(KeyboardInterrupt):
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if words is None else words)
+    # Examples are drawn in threads of our own; BLAS threads inside them only wait for each other.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         return command(words)

@@ -61,6 +61,7 @@ class Search:
     batch_min: int = 1
     batch_max: int = 1000
     selection: str = "valid"  # valid: validation loss; train: mean of the last 100 minibatch losses
+    valid_samples: int = 500  # validation examples a round is scored on, at most
     selection_noise: float = 0.0  # the score is multiplied by 1 + noise x N(0, 1)
     patience: int | None = 12  # rounds without improvement before it stops
     min_improvement: float = 0.001  # relative; less does not count
@@ -242,7 +243,7 @@ def check(config: Mapping[str, Any]) -> None:
     if trainer["processes"] != 1:
         raise ConfigError(f"trainer.processes={trainer['processes']}: this version trains in 1 process")
     whole = "a whole number"
-    for name in ("members", "survivors", "initial_samples", "round_samples", "max_samples", "batch_min", "patience"):
+    for name in ("members", "survivors", "initial_samples", "round_samples", "max_samples", "valid_samples", "batch_min", "patience"):
         _at_least(f"search.{name}", search[name], 1, whole)
     for name, value in (("footprint", config["footprint"]), ("trainer.batch_size", trainer["batch_size"])):
         _at_least(name, value, 1, whole)

@@ -10,10 +10,11 @@ from sigexp.problem import POOLED_OVER_PIXELS, Problem, Split
 CHUNK_VALUES = 8_000_000  # input values evaluated at once: 32 MB, small enough for any activation that follows
 
 
-def chunks(problem: Problem, split: Split) -> list[Tensor]:
+def chunks(problem: Problem, split: Split, most: int | None = None) -> list[Tensor]:
     """Index chunks that cover a split: one example a chunk where sizes differ, else bounded by memory."""
     size = problem.sizes[split]
     assert size is not None, f"split {split!r} is a stream"
+    size = min(size, most) if most else size
     if split in problem.ragged:
         return list(torch.arange(size).split(1))
     values = problem.sample(split, torch.tensor([0])).inputs.numel()
@@ -21,16 +22,23 @@ def chunks(problem: Problem, split: Split) -> list[Tensor]:
 
 
 def evaluate(
-    predictors: Mapping[str, Callable[[Tensor], Tensor]], problem: Problem, split: Split, device: str | torch.device = "cpu"
+    predictors: Mapping[str, Callable[[Tensor], Tensor]],
+    problem: Problem,
+    split: Split,
+    device: str | torch.device = "cpu",
+    most: int | None = None,
 ) -> dict[str, dict[str, float]]:
     """Metrics of several predictors (inputs -> outputs, both on `device`) on one split: predictor -> metric -> value.
+
+    Of a large split the first `most` examples are taken.
+
 
     Squared errors and pixel errors are pooled over pixels, so that a large photograph weighs more; the other metrics
     are means over examples.
     """
     sums = {name: dict.fromkeys(problem.metrics, 0.0) for name in predictors}
     pixels = examples = 0
-    for index in chunks(problem, split):
+    for index in chunks(problem, split, most):
         inputs, targets = (part.to(device) for part in problem.sample(split, index))
         weight = targets[0].numel()
         pixels, examples = pixels + weight * len(index), examples + len(index)
@@ -58,8 +66,8 @@ def evaluate_all(
     return results
 
 
-def references(problem: Problem, split: Split) -> dict[str, dict[str, float]]:
+def references(problem: Problem, split: Split, most: int | None = None) -> dict[str, dict[str, float]]:
     """The metrics of every reference of a problem on one split; known numbers stand for any split."""
     predictors = {name: r.predict for name, r in problem.references.items() if r.predict is not None}
-    results = evaluate(predictors, problem, split) if predictors else {}
+    results = evaluate(predictors, problem, split, most=most) if predictors else {}
     return {name: {**results.get(name, {}), **r.values} for name, r in problem.references.items()}

@@ -78,7 +78,7 @@ def run(
     events = Events(folder)
     try:
         write_config(folder, config, names, overrides)
-        valid = evaluation.references(problem, "valid")
+        valid = evaluation.references(problem, "valid", settings.valid_samples)
         feed = Feed(problem, seed=config["dataset"].get("seed", 0), device=device, shuffle=trainer["shuffle"])
         feed.load()
         log.info("data ready after %.1f s: %s", time.perf_counter() - began, dict(problem.source))

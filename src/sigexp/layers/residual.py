@@ -16,13 +16,13 @@ class Residual(nn.Module):
 
 def kaiming(layer: nn.Module) -> nn.Module:
     """He et al. 2015 for ReLU-like layers: variance 2 / fan-in, so that signals neither fade nor grow with depth."""
+    zero(layer)
     nn.init.kaiming_normal_(layer.get_parameter("weight"), nonlinearity="relu")
-    nn.init.zeros_(layer.get_parameter("bias"))
     return layer
 
 
 def zero(layer: nn.Module) -> nn.Module:
     """All zeros: a last layer that leaves the skip alone at the start."""
-    nn.init.zeros_(layer.get_parameter("weight"))
-    nn.init.zeros_(layer.get_parameter("bias"))
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
     return layer

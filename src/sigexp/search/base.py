@@ -71,6 +71,7 @@ class Settings:
     lr_max: float
     batch_min: int
     batch_max: int
+    valid_samples: int
     selection: str
     selection_noise: float
     patience: int | None

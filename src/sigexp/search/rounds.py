@@ -80,7 +80,9 @@ class SearchLoop:
         self.search, self.settings, self.population, self.feed, self.problem = search, settings, population, feed, problem
         self.start, self.rng, self.lr_schedule = settings.start(hparams), np.random.default_rng([seed, 1]), lr_schedule
         self.on_round, self.on_progress = on_round, on_progress
-        valid = problem.examples("valid")
+        size = problem.sizes["valid"]
+        assert size is not None
+        valid = problem.examples("valid", 0, min(size, settings.valid_samples))
         self.valid = Batch(valid.inputs.to(feed.device), valid.targets.to(feed.device))
         self.total = self.position = self.next_id = 0
         self.train_seconds = 0.0
