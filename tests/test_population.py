@@ -35,9 +35,16 @@ def batches(count: int, size: int) -> list[Batch]:
     return [Batch(make(), make()) for _ in range(count)]
 
 
-def population(modules, optimizer="sgd", clip_norm=None, **changes) -> Population:
-    values = {**hparams(len(modules)), **changes}
-    return Population(modules, loss=mse, metrics={"mse": mse}, optimizer=optimizer, hparams=values, clip_norm=clip_norm)
+def population(modules, optimizer="sgd", clip_norm=None, channels_last=False, **changes) -> Population:
+    return Population(
+        modules,
+        loss=mse,
+        metrics={"mse": mse},
+        optimizer=optimizer,
+        hparams={**hparams(len(modules)), **changes},
+        clip_norm=clip_norm,
+        channels_last=channels_last,
+    )
 
 
 def sequential(module, optimizer, clip_norm, lr, momentum, weight_decay, minibatches):
@@ -61,9 +68,10 @@ def sequential(module, optimizer, clip_norm, lr, momentum, weight_decay, minibat
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("clip_norm", [None, 0.05])
-def test_equals_separate_training(optimizer, clip_norm):
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_equals_separate_training(optimizer, clip_norm, channels_last):
     modules, steps = members(3), batches(12, 4)
-    together = population(modules, optimizer, clip_norm)
+    together = population(modules, optimizer, clip_norm, channels_last)
     losses = torch.stack([together.step(batch) for batch in steps], 1)
     for p, module in enumerate(modules):
         h = {name: float(value[p]) for name, value in hparams(3).items() if name != "batch_size"}

@@ -62,6 +62,7 @@ def run(
     device = torch.device(machine.pick_device(config["device"]))
     torch.set_num_threads(trainer["threads"] or machine.cores())
     torch.use_deterministic_algorithms(trainer["deterministic"], warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a tenth of the time, for memory nobody reads
     problem: Problem = configuration.build(config["dataset"], what="dataset")
     shapes = problem.shapes()
     settings = configuration.build({**config["search"]}, what="search")
@@ -98,7 +99,7 @@ def run(
         test, references = judge(best, problem, judged, device)
         result = summary(config, names, problem, outcome, best, test, references, device, command, began)
         save_model(folder, best, config, names, shapes, problem)
-        show(events, best, problem, judged, outcome, device)
+        show(folder, events, best, problem, judged, outcome, device)
         events.hparams(hparams_of(config, names), {f"test/{k}": v for k, v in test.items()}, outcome.total_samples)
         folders.write(folder / "result.json", folders.dumps(result, indent=2) + "\n")
         log.info("done: %s", folders.dumps(test))
@@ -136,8 +137,14 @@ def populate(
         clip_norm=trainer["clip_norm"],
         precision=trainer["precision"],
         device=device,
+        channels_last=channels_last(trainer, device),
     )
     return population, hparams
+
+
+def channels_last(trainer: Mapping[str, Any], device: torch.device) -> bool:
+    """A fixed rule and no race, so that a seed gives the same rounds on every start."""
+    return device.type == "cpu" and trainer["execution"] == "auto"
 
 
 def recorder(
@@ -226,7 +233,12 @@ def summary(
         "parameters": sum(p.numel() for p in model.parameters()),
         "seeds": {"seed": config["seed"], "dataset": config["dataset"].get("seed")},
         "device": machine.describe_device(str(device)),
-        "plan": {"execution": "sequential", "threads": torch.get_num_threads(), "processes": 1},
+        "plan": {
+            "execution": "sequential",
+            "channels_last": channels_last(config["trainer"], device),
+            "threads": torch.get_num_threads(),
+            "processes": 1,
+        },
         "samples": outcome.total_samples,
         "budget": {
             "max_samples": config["search"]["max_samples"],
@@ -279,19 +291,25 @@ def save_model(
 
 
 def show(
-    events: Events, model: nn.Module, problem: Problem, references: Mapping[str, Reference], outcome: Outcome, device: torch.device
+    folder: Path,
+    events: Events,
+    model: nn.Module,
+    problem: Problem,
+    references: Mapping[str, Reference],
+    outcome: Outcome,
+    device: torch.device,
 ) -> None:
-    """Pictures and text for TensorBoard: input, output, target, references; the learned kernels; the model."""
-    step = outcome.total_samples
-    for tag, png in pictures(model, problem, references, device).items():
-        events.picture(tag, png, step)
+    """Pictures, in the folder and for TensorBoard: input, output, target, references; the learned kernels."""
+    for name, png in pictures(model, problem, references, device).items():
+        folders.write(folder / f"{name}.png", png)
+        events.picture(name, png, outcome.total_samples)
     events.text("model", f"```\n{model}\n```")
 
 
 def pictures(
     model: nn.Module, problem: Problem, references: Mapping[str, Reference], device: torch.device
 ) -> dict[str, bytes]:
-    """TensorBoard tag -> PNG."""
+    """What can be seen of a model: name -> PNG."""
     model = model.to(device).eval()
     split = "valid" if "test" in problem.ragged else "test"  # patches show pixels, whole photographs do not
     inputs, targets = problem.examples(split, 0, PICTURES)
@@ -302,15 +320,15 @@ def pictures(
         labels = problem.labels or tuple(map(str, range(problem.classes or 0)))
         captions = [f"{labels[t]}, said {labels[o]}" if o < len(labels) else f"{labels[t]}, said {o}"
                     for t, o in zip(targets.tolist(), outputs.argmax(1).tolist(), strict=True)]  # fmt: skip
-        found["examples/test"] = figures.class_grid(inputs, captions)
+        found["examples"] = figures.class_grid(inputs, captions)
     else:
         columns = {"input": inputs, "output": outputs, "target": targets}
         for name, reference in references.items():
             if reference.predict is not None and name not in ("identity", "constant", "exact"):
                 columns[name] = reference.predict(inputs)
-        found[f"examples/{split}"] = figures.example_rows(problem, columns)
+        found["examples"] = figures.example_rows(problem, columns)
     kernels = figures.kernels(model)
-    return {**found, "kernels/first_layer": kernels} if kernels else found
+    return {**found, "kernels": kernels} if kernels else found
 
 
 def hparams_of(config: Mapping[str, Any], names: Names) -> dict[str, str | float | int | bool]:

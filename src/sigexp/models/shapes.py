@@ -56,7 +56,7 @@ def fcn(
     input_shape: Shape,
     target_shape: Shape,
     *,
-    channels: Sequence[int] = (16, 32, 32, 32),
+    channels: Sequence[int] = (8, 32, 32, 32),
     dilations: Sequence[int] = (1, 1, 1, 2),
     poolings: int = 2,
 ) -> nn.Module:

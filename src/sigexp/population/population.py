@@ -33,6 +33,7 @@ class Population:
 
     members: P modules of the same architecture. loss, metrics: per example, as in `Problem`.
     hparams: lr, momentum, weight_decay [P] float64 and batch_size [P] int64.
+    channels_last: memory layout of images and kernels; on a CPU up to twice as quick, equal but for rounding.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class Population:
         clip_norm: float | None = None,
         precision: str = "fp32",
         device: torch.device | str = "cpu",
+        channels_last: bool = False,
     ) -> None:
         if optimizer not in SLOTS:
             raise ValueError(f"optimizer {optimizer!r}: expected one of {', '.join(SLOTS)}")
         self.loss, self.metrics, self.optimizer = loss, metrics, optimizer
         self.clip_norm, self.precision, self.device = clip_norm, precision, torch.device(device)
+        self.channels_last = channels_last
         self.lr_scale = 1.0  # what the schedule multiplies every member's learning rate with
         self._template = copy.deepcopy(members[0]).to(self.device)
         self._members: list[nn.Module] = []
@@ -92,7 +95,7 @@ class Population:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Become the members of `state`; their number may differ from before."""
         count = len(state["step"])
-        self._state = {name: tensor.clone() for name, tensor in state.items()}
+        self._state = {name: self._laid_out(tensor) for name, tensor in state.items()}
         while len(self._members) < count:
             self._members.append(copy.deepcopy(self._template))
         del self._members[count:]
@@ -104,6 +107,12 @@ class Population:
                 owner, _, leaf = name.rpartition(".")
                 setattr(member.get_submodule(owner), leaf, self._state[f"buffers/{name}"][p])
         self._pending: list[list[Batch]] = [[] for _ in range(count)]
+
+    def _laid_out(self, tensor: Tensor) -> Tensor:
+        """A copy, kernels [P, C_out, C_in, h, w] with the input channels innermost where that is asked for."""
+        if self.channels_last and tensor.ndim == 5:
+            return tensor.permute(0, 1, 3, 4, 2).clone(memory_format=torch.contiguous_format).permute(0, 1, 4, 2, 3)
+        return tensor.clone()
 
     def copy(self, parents: Tensor) -> None:
         """Member i becomes a copy of member parents[i], optimizer state and hyperparameters too. parents: [Q] int64."""
@@ -146,9 +155,12 @@ class Population:
 
     def _update(self, p: int, batch: Batch) -> Tensor:
         member = self._members[p].train()
+        inputs = batch.inputs
+        if self.channels_last and inputs.ndim == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
         params = dict(member.named_parameters())
         with self._autocast():
-            outputs = member(batch.inputs)
+            outputs = member(inputs)
             loss = self.loss(outputs.float() if self.precision == "bf16" else outputs, batch.targets).mean()
         found = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
         params = {name: parameter for (name, parameter), grad in zip(params.items(), found, strict=True) if grad is not None}
