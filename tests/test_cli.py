@@ -11,7 +11,8 @@ from sigexp.cli import main
 
 TINY = [
     "dataset.size=20", "dataset.test_size=4", "search.max_samples=64", "search.members=2", "search.survivors=1",
-    "search.initial_samples=10", "search.round_samples=10", "search.valid_samples=20", "trainer.batch_size=5", "trainer.threads=1",
+    "search.initial_samples=10", "search.round_samples=10", "search.valid_samples=20", "trainer.batch_size=5",
+    "trainer.threads=1",
 ]  # fmt: skip
 
 
@@ -92,14 +93,37 @@ def test_a_run_leaves_its_folder(workdir, capsys):
     assert str(folder.relative_to(workdir)) in shown.out
     assert "least_squares_train" in shown.out
     names = {path.name for path in folder.iterdir()}
-    expected = {"config.yaml", "composed.yaml", "rounds.jsonl", "result.json", "model.safetensors", "model.json", "run.log"}
+    expected = {
+        "config.yaml",
+        "composed.yaml",
+        "rounds.jsonl",
+        "result.json",
+        "model.safetensors",
+        "model.json",
+        "run.log",
+    }
     assert expected <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     result = json.loads((folder / "result.json").read_text())
-    for key in (
-        "schema_version experiment dataset model parameters seeds device plan samples seconds member_samples_per_second "
-        "peak_memory_bytes best references claims versions command"
-    ).split():
+    for key in [
+        "schema_version",
+        "experiment",
+        "dataset",
+        "model",
+        "parameters",
+        "seeds",
+        "device",
+        "plan",
+        "samples",
+        "seconds",
+        "member_samples_per_second",
+        "peak_memory_bytes",
+        "best",
+        "references",
+        "claims",
+        "versions",
+        "command",
+    ]:
         assert key in result
     assert result["samples"] <= 64
     assert result["best"]["test"]["mse"] > 0
@@ -116,13 +140,19 @@ def test_the_same_seeds_give_the_same_rounds(workdir):
     for _ in range(2):
         assert main(words) == 0
     assert main([*words, "seed=1"]) == 0
-    found = [rounds(folder) for folder in sorted((workdir / "outputs/gaussian/linear").iterdir(), key=lambda f: f.stat().st_ctime)]
+    found = [
+        rounds(folder)
+        for folder in sorted((workdir / "outputs/gaussian/linear").iterdir(), key=lambda f: f.stat().st_ctime)
+    ]
     assert found[0] == found[1]
     assert found[0] != found[2]
 
 
 def test_a_sweep_runs_every_combination(workdir):
-    assert main(["-m", "experiment=gaussian", "model=linear,separable", "dataset.image_size=24", "footprint=5", *TINY]) == 0
+    assert (
+        main(["-m", "experiment=gaussian", "model=linear,separable", "dataset.image_size=24", "footprint=5", *TINY])
+        == 0
+    )
     assert len(list((workdir / "outputs" / "gaussian").iterdir())) == 2
 
 
@@ -164,8 +194,9 @@ def doubled(*, seed: int = 0, size: int | str = 100, test_size: int = 20, gain: 
     def draw(rng, split, n):
         x = rng.standard_normal((n, 1, 8, 8), dtype=np.float32)
         return x, gain * x
-    return Problem(kind="image", sample=blockwise(draw, seed=seed), sizes={"train": train_size(size), "valid": 20, "test": test_size},
-                   loss=mse, metrics={"mse": mse}, references={"identity": identity()}, source={"signals": "noise"})
+    return Problem(kind="image", sample=blockwise(draw, seed=seed), loss=mse,
+                   sizes={"train": train_size(size), "valid": 20, "test": test_size},
+                   metrics={"mse": mse}, references={"identity": identity()}, source={"signals": "noise"})
 '''
 EXPERIMENT = """# @package _global_
 # Noise to louder noise

@@ -95,7 +95,9 @@ def command(words: list[str]) -> int:
         from sigexp.config import did_you_mean  # at the cost of Hydra's import, for an error only
 
         hint = did_you_mean(words[0], verbs)
-        raise SystemExitCode(f"{words[0]!r} is neither a verb nor a setting NAME=VALUE{hint}; `sigexp --help` shows both")
+        raise SystemExitCode(
+            f"{words[0]!r} is neither a verb nor a setting NAME=VALUE{hint}; `sigexp --help` shows both"
+        )
     return hydra_run(words)
 
 
@@ -134,7 +136,9 @@ def list_choices(words: list[str]) -> int:
 def preview(words: list[str]) -> int:
     """`sigexp preview experiment=NAME`: a picture of inputs and targets."""
     parser = Parser(prog="sigexp preview", description="A picture of inputs and targets before any training.")
-    parser.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="as for a run: experiment=bayer dataset.seed=1")
+    parser.add_argument(
+        "settings", nargs="*", metavar="NAME=VALUE", help="as for a run: experiment=bayer dataset.seed=1"
+    )
     parser.add_argument("-o", "--output", type=Path, help="the PNG file to write (preview-NAME.png)")
     arguments = parser.parse_intermixed_args(words)
     config, names = compose(arguments.settings)
@@ -151,7 +155,9 @@ def board(words: list[str]) -> int:
     parser.add_argument("--port", type=int, default=6006, help="first port to try (6006)")
     arguments = parser.parse_args(words)
     if not arguments.folder.is_dir():
-        raise SystemExitCode(f"{arguments.folder}: no such folder; give the folder the runs are in, or start a run first")
+        raise SystemExitCode(
+            f"{arguments.folder}: no such folder; give the folder the runs are in, or start a run first"
+        )
     from sigexp import showing
 
     return showing.board(arguments.folder, arguments.port)
@@ -181,6 +187,7 @@ def compose(overrides: list[str]) -> tuple[dict[str, Any], Any]:
     prepare()
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+
     from sigexp import config
 
     with initialize_config_dir(version_base="1.3", config_dir=str(catalog.conf_dir())):

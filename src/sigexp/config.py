@@ -243,7 +243,16 @@ def check(config: Mapping[str, Any]) -> None:
     if trainer["processes"] != 1:
         raise ConfigError(f"trainer.processes={trainer['processes']}: this version trains in 1 process")
     whole = "a whole number"
-    for name in ("members", "survivors", "initial_samples", "round_samples", "max_samples", "valid_samples", "batch_min", "patience"):
+    for name in (
+        "members",
+        "survivors",
+        "initial_samples",
+        "round_samples",
+        "max_samples",
+        "valid_samples",
+        "batch_min",
+        "patience",
+    ):
         _at_least(f"search.{name}", search[name], 1, whole)
     for name, value in (("footprint", config["footprint"]), ("trainer.batch_size", trainer["batch_size"])):
         _at_least(name, value, 1, whole)

@@ -1,12 +1,17 @@
 """What a user is told about an error: one or two lines, and the exit code."""
 
 import errno
-import re
 from collections.abc import Iterator
 
 import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
 
 from sigexp.config import did_you_mean
 

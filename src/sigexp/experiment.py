@@ -21,7 +21,7 @@ from sigexp.names import Names
 from sigexp.population.feed import Feed
 from sigexp.population.population import Population
 from sigexp.problem import Problem, Reference
-from sigexp.report import figures
+from sigexp.report.pictures import pictures
 from sigexp.report.terminal import Terminal, best_reference
 from sigexp.search.base import HParams
 from sigexp.search.rounds import Outcome, RoundRecord, SearchLoop
@@ -32,7 +32,6 @@ from sigexp.track.events import Events
 
 log = logging.getLogger("sigexp")
 SCHEMA_VERSION = 1
-PICTURES = 4  # examples in a picture
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def run(
     device = torch.device(machine.pick_device(config["device"]))
     torch.set_num_threads(trainer["threads"] or machine.cores())
     torch.use_deterministic_algorithms(trainer["deterministic"], warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a tenth of the time, for memory nobody reads
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a tenth of the time, for memory nobody reads
     problem: Problem = configuration.build(config["dataset"], what="dataset")
     shapes = problem.shapes()
     settings = configuration.build({**config["search"]}, what="search")
@@ -94,7 +93,7 @@ def run(
             outcome = loop.run()
         population.load_state(outcome.state)
         best = population.member(0)
-        bounds = linear_bounds(best, problem, feed)
+        bounds = linear_bounds(problem, feed, config["footprint"])
         judged = {**problem.references, **bounds}
         test, references = judge(best, problem, judged, device)
         result = summary(config, names, problem, outcome, best, test, references, device, command, began)
@@ -169,24 +168,30 @@ def recorder(
             if values:
                 scalars[f"loss_{name}/best"] = min(values)
                 scalars[f"loss_{name}/median"] = float(np.median(values))
-                scalars[f"loss_{name}/quantile_25"], scalars[f"loss_{name}/quantile_75"] = np.quantile(values, [0.25, 0.75])
+                scalars[f"loss_{name}/quantile_25"], scalars[f"loss_{name}/quantile_75"] = np.quantile(
+                    values, [0.25, 0.75]
+                )
         events.scalars(scalars, done.total_samples)
         terminal.round(done)
 
     return record
 
 
-def linear_bounds(model: nn.Module, problem: Problem, feed: Feed) -> dict[str, Reference]:
-    """For a single convolution under squared error: the best one there is, fitted to the same training data."""
-    if not isinstance(model, (nn.Conv1d, nn.Conv2d)) or problem.loss is not mse or feed.size is None:
+def linear_bounds(problem: Problem, feed: Feed, footprint: int) -> dict[str, Reference]:
+    """The best linear filter of the experiment's footprint, fitted in closed form to the same training data.
+
+    Only where outputs are as large as inputs, under squared error, and where the fit takes seconds.
+    """
+    shape, target = problem.shapes()
+    if problem.loss is not mse or feed.size is None or shape[1:] != target[1:] or footprint % 2 == 0:
         return {}
+    flat = len(shape) == 2
+    kernel = (1 if flat else footprint, footprint)
     inputs, targets = (part.cpu() for part in feed.take(0, feed.size))
-    flat = isinstance(model, nn.Conv1d)
-    kernel = (1, *model.kernel_size) if flat else tuple(model.kernel_size)
     if flat:
         inputs, targets = inputs[:, :, None], targets[:, :, None]
-    if any(side % 2 == 0 for side in kernel) or least_squares.flops(tuple(inputs.shape), kernel) > least_squares.MOST_FLOPS:
-        log.info("no least-squares bound: too large or an even kernel")
+    if least_squares.flops(tuple(inputs.shape), kernel) > least_squares.MOST_FLOPS:
+        log.info("no least-squares bound: %d x %d on %s is too large", *kernel, list(shape))
         return {}
     weight, bias = (part.float() for part in least_squares.fit_convolution(inputs, targets, kernel))
 
@@ -304,31 +309,6 @@ def show(
         folders.write(folder / f"{name}.png", png)
         events.picture(name, png, outcome.total_samples)
     events.text("model", f"```\n{model}\n```")
-
-
-def pictures(
-    model: nn.Module, problem: Problem, references: Mapping[str, Reference], device: torch.device
-) -> dict[str, bytes]:
-    """What can be seen of a model: name -> PNG."""
-    model = model.to(device).eval()
-    split = "valid" if "test" in problem.ragged else "test"  # patches show pixels, whole photographs do not
-    inputs, targets = problem.examples(split, 0, PICTURES)
-    with torch.no_grad():
-        outputs = model(inputs.to(device)).cpu()
-    found = {}
-    if problem.kind == "class":
-        labels = problem.labels or tuple(map(str, range(problem.classes or 0)))
-        captions = [f"{labels[t]}, said {labels[o]}" if o < len(labels) else f"{labels[t]}, said {o}"
-                    for t, o in zip(targets.tolist(), outputs.argmax(1).tolist(), strict=True)]  # fmt: skip
-        found["examples"] = figures.class_grid(inputs, captions)
-    else:
-        columns = {"input": inputs, "output": outputs, "target": targets}
-        for name, reference in references.items():
-            if reference.predict is not None and name not in ("identity", "constant", "exact"):
-                columns[name] = reference.predict(inputs)
-        found["examples"] = figures.example_rows(problem, columns)
-    kernels = figures.kernels(model)
-    return {**found, "kernels": kernels} if kernels else found
 
 
 def hparams_of(config: Mapping[str, Any], names: Names) -> dict[str, str | float | int | bool]:

@@ -21,7 +21,9 @@ def check(model: nn.Module, problem: Problem, name: str) -> None:
             got = list(model.eval()(batch.inputs).shape[1:])
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"model={name} cannot take inputs of shape {list(batch.inputs.shape[1:])}: {reason}") from error
+        raise ConfigError(
+            f"model={name} cannot take inputs of shape {list(batch.inputs.shape[1:])}: {reason}"
+        ) from error
     if got != expected:
         raise ConfigError(f"model={name} gives {got}, but the targets of this dataset are {expected}")
 

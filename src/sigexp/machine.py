@@ -17,7 +17,9 @@ def tune_allocator() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    return all(mallopt(*setting) for setting in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2_000_000_000), (M_TOP_PAD, 1 << 28)))
+    return all(
+        mallopt(*setting) for setting in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2_000_000_000), (M_TOP_PAD, 1 << 28))
+    )
 
 
 def cores() -> int:
@@ -72,7 +74,17 @@ def peak_memory_bytes() -> int:
 
 def versions() -> dict[str, str]:
     """Versions of sigexp, Python and what determines results."""
-    names = ("sigexp", "torch", "numpy", "scipy", "opencv-python", "scikit-image", "hydra-core", "omegaconf", "tensorboard")
+    names = (
+        "sigexp",
+        "torch",
+        "numpy",
+        "scipy",
+        "opencv-python",
+        "scikit-image",
+        "hydra-core",
+        "omegaconf",
+        "tensorboard",
+    )
     found = {"python": platform.python_version()}
     for name in names:
         try:

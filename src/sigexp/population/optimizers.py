@@ -31,7 +31,7 @@ def update(
     `momentum` is Adam's beta1; its beta2 is 0.999 and epsilon 1e-8. `step` counts the updates, shape [].
     """
     if name == "sgd":
-        buffers = list(slots["momentum_buffer"])
+        buffers: list[Tensor | None] = list(slots["momentum_buffer"])
         sgd(
             list(params), list(grads), buffers, weight_decay=weight_decay, momentum=momentum, lr=lr,
             dampening=0.0, nesterov=False, maximize=False, foreach=False,

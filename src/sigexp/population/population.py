@@ -163,7 +163,9 @@ class Population:
             outputs = member(inputs)
             loss = self.loss(outputs.float() if self.precision == "bf16" else outputs, batch.targets).mean()
         found = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
-        params = {name: parameter for (name, parameter), grad in zip(params.items(), found, strict=True) if grad is not None}
+        params = {
+            name: parameter for (name, parameter), grad in zip(params.items(), found, strict=True) if grad is not None
+        }
         grads = [grad for grad in found if grad is not None]
         if self.clip_norm is not None:
             clip_(grads, self.clip_norm)

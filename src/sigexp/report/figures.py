@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -20,7 +21,7 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def displayable(image: Tensor) -> tuple[np.ndarray, dict[str, object]]:
+def displayable(image: Tensor) -> tuple[np.ndarray, dict[str, Any]]:
     """One image [C, H, W] for `imshow`: colours as they are, a single channel in grey between its extremes."""
     array = image.detach().float().cpu().numpy()
     if array.shape[0] == 3:
@@ -39,7 +40,9 @@ def example_rows(problem: Problem, columns: Mapping[str, Tensor], classes: Seque
         return sequence_rows(columns)
     rows = len(next(iter(columns.values())))
     aspect = next(iter(columns.values())).shape[-2] / next(iter(columns.values())).shape[-1]
-    figure = Figure(figsize=(1.7 * len(columns), 1.7 * aspect * rows + 0.2 * (1 + bool(classes) * rows)), layout="tight")
+    figure = Figure(
+        figsize=(1.7 * len(columns), 1.7 * aspect * rows + 0.2 * (1 + bool(classes) * rows)), layout="tight"
+    )
     axes = figure.subplots(rows, len(columns), squeeze=False)
     for column, (name, images) in enumerate(columns.items()):
         for row in range(rows):
@@ -80,7 +83,10 @@ def sequence_rows(columns: Mapping[str, Tensor]) -> bytes:
     wide = len(panels) + len(pictures)
     figure = Figure(figsize=(4.5 * wide if wide > 1 else 8, 1.7 * rows + 0.3), layout="tight")
     axes = figure.subplots(rows, wide, squeeze=False)
-    styles = {"target": {"linewidth": 3.5, "alpha": 0.35, "color": "black"}, "input": {"linewidth": 0.8, "color": "0.6"}}
+    styles = {
+        "target": {"linewidth": 3.5, "alpha": 0.35, "color": "black"},
+        "input": {"linewidth": 0.8, "color": "0.6"},
+    }
     for row in range(rows):
         for axis, panel in zip(axes[row], panels, strict=False):
             for name, signals in panel.items():
@@ -116,7 +122,7 @@ def kernels(model: nn.Module, most: int = 64) -> bytes | None:
     name, weight = found
     array = weight.detach().float().cpu().numpy()
     limit = float(np.abs(array).max()) or 1.0
-    style = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, "interpolation": "nearest"}
+    style: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, "interpolation": "nearest"}
     if array.ndim == 2:
         figure = Figure(figsize=(5, 4.5), layout="tight")
         axis = figure.subplots()
@@ -130,7 +136,7 @@ def kernels(model: nn.Module, most: int = 64) -> bytes | None:
     high = -(-len(planes) // wide)
     figure = Figure(figsize=(max(3.5, 1.1 * wide), max(3.0, 1.1 * high) + 0.3), layout="constrained")
     axes = figure.subplots(high, wide, squeeze=False)
-    shown = None
+    planes_shown = []
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, plane in zip(axes.flat, planes, strict=False):
@@ -138,8 +144,8 @@ def kernels(model: nn.Module, most: int = 64) -> bytes | None:
             axis.plot(plane, linewidth=1)
             axis.set_ylim(-limit, limit)
         else:
-            shown = axis.imshow(plane, **style)
-    if shown is not None:
-        figure.colorbar(shown, ax=list(axes.flat), shrink=0.8)
+            planes_shown.append(axis.imshow(plane, **style))
+    if planes_shown:
+        figure.colorbar(planes_shown[0], ax=list(axes.flat), shrink=0.8)
     figure.suptitle(f"{name}: {' x '.join(map(str, array.shape))}")
     return png(figure)

@@ -68,7 +68,8 @@ class Terminal:
         diverged = sum(member.diverged for member in record.members)
         note = f", {diverged} diverged" if diverged else ""
         line = (
-            f"round {record.round}: best valid {self.metric} {best}{self.reference}, lr {record.best.hparams['lr']:.2g}, "
+            f"round {record.round}: best valid {self.metric} {best}{self.reference}, "
+            f"lr {record.best.hparams['lr']:.2g}, "
             f"{samples(record.total_samples)} of {samples(self.budget)} samples, {samples(self.speed())}/s{note}"
         )
         log.info(line)
@@ -103,5 +104,7 @@ def show_result(result: Mapping, folder: str) -> None:
         soft_wrap=True,
     )
     console.print(f"best member: {hparams}; stopped: {result['stopped']}", soft_wrap=True)
-    console.print("data: " + "; ".join(f"{key}: {value}" for key, value in result["dataset"]["source"].items()), soft_wrap=True)
+    console.print(
+        "data: " + "; ".join(f"{key}: {value}" for key, value in result["dataset"]["source"].items()), soft_wrap=True
+    )
     console.print(f"[bold]run[/bold] {folder}", soft_wrap=True)

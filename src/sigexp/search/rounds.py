@@ -77,7 +77,13 @@ class SearchLoop:
         on_round: Callable[[RoundRecord, Population], None],
         on_progress: Callable[[int], None],
     ) -> None:
-        self.search, self.settings, self.population, self.feed, self.problem = search, settings, population, feed, problem
+        self.search, self.settings, self.population, self.feed, self.problem = (
+            search,
+            settings,
+            population,
+            feed,
+            problem,
+        )
         self.start, self.rng, self.lr_schedule = settings.start(hparams), np.random.default_rng([seed, 1]), lr_schedule
         self.on_round, self.on_progress = on_round, on_progress
         size = problem.sizes["valid"]
@@ -120,7 +126,10 @@ class SearchLoop:
             waited = 0 if improved else waited + 1
             assert best is not None
             number += 1
-            self.on_round(RoundRecord(number, members, self.total, round_.samples * len(members), seconds, best, improved), self.population)
+            self.on_round(
+                RoundRecord(number, members, self.total, round_.samples * len(members), seconds, best, improved),
+                self.population,
+            )
             if self.total >= self.settings.max_samples:
                 break
             if self.settings.patience is not None and waited >= self.settings.patience:
@@ -146,11 +155,14 @@ class SearchLoop:
             self.population.load_state(take(pool, parents))
         columns = {name: [h[name] for h in round_.hparams] for name in round_.hparams[0]}
         columns["batch_size"] = [min(size, round_.samples) for size in columns["batch_size"]]
-        self.population.set_hparams({name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()})
+        self.population.set_hparams(
+            {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}
+        )
 
     def _train(self, samples: int) -> list[list[Tensor]]:
         """Advance all members over the next `samples` examples; every member's minibatch losses."""
-        count, losses = len(self.population), [[] for _ in range(len(self.population))]
+        count = len(self.population)
+        losses: list[list[Tensor]] = [[] for _ in range(count)]
         chunk = int(self.population.hparams["batch_size"].max())
         done = 0
         while done < samples:
@@ -167,7 +179,12 @@ class SearchLoop:
         return losses
 
     def _score(
-        self, number: int, round_: Round, candidates: list[Candidate], lineage: dict[int, int], losses: list[list[Tensor]]
+        self,
+        number: int,
+        round_: Round,
+        candidates: list[Candidate],
+        lineage: dict[int, int],
+        losses: list[list[Tensor]],
     ) -> list[MemberRecord]:
         records = []
         valid = self._validate()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 GRAM_VALUES = 4096  # largest frame, in values, whose pixel Gram matrix is formed (134 MB in float64)
-MOST_FLOPS = 3e12  # about half a minute on two cores
+MOST_FLOPS = 5e11  # some seconds on two cores
 
 
 def flops(inputs_shape: tuple[int, ...], kernel: tuple[int, int]) -> float:
@@ -42,7 +42,10 @@ def fit_convolution(inputs: Tensor, targets: Tensor, kernel: tuple[int, int]) ->
 def _normal_directly(inputs: Tensor, targets: Tensor, kernel: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Normal equations from the windows themselves, in chunks: float32 products summed in float64."""
     features, outputs = inputs.shape[1] * kernel[0] * kernel[1] + 1, targets.shape[1]
-    matrix, right = torch.zeros(features, features, dtype=torch.float64), torch.zeros(features, outputs, dtype=torch.float64)
+    matrix, right = (
+        torch.zeros(features, features, dtype=torch.float64),
+        torch.zeros(features, outputs, dtype=torch.float64),
+    )
     pixels = inputs.shape[2] * inputs.shape[3]
     step = max(1, 16_000_000 // (features * pixels))
     for i in range(0, len(inputs), step):

@@ -15,7 +15,11 @@ UNSIGNED = ("outputs", "device", "models")  # settings that do not determine the
 
 def signature(config: Mapping[str, Any], source: Mapping[str, str], version: str) -> str:
     """Eight hex digits of what determines the result: config, data source, version."""
-    what = {"config": {k: v for k, v in config.items() if k not in UNSIGNED}, "source": dict(source), "version": version}
+    what = {
+        "config": {k: v for k, v in config.items() if k not in UNSIGNED},
+        "source": dict(source),
+        "version": version,
+    }
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
