@@ -62,7 +62,9 @@ def table(folder: Path) -> str:
         raise SystemExit(f"{folder}: no finished run in it")
     devices = ", ".join(sorted({result["device"] for result in found.values()}))
     head = [f"{date.today()}, {devices}, torch {next(iter(found.values()))['versions']['torch']}, one seed.", ""]
-    return "\n".join([*head, HEAD, "|" + "---|" * HEAD.count(" | ") + "---|", *[row(found[pair]) for pair in sorted(found)]])
+    return "\n".join(
+        [*head, HEAD, "|" + "---|" * HEAD.count(" | ") + "---|", *[row(found[pair]) for pair in sorted(found)]]
+    )
 
 
 def main() -> None:

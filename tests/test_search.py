@@ -36,7 +36,7 @@ def search(kind, *, lr=1.0, seed=0, momentum=0.9, on_round=None, lr_schedule="co
     population = Population(members, loss=problem.loss, metrics=problem.metrics, optimizer="sgd", hparams=columns)
     records = []
     loop = SearchLoop(
-        chosen, chosen, population, Feed(problem, seed=0, device=torch.device("cpu")), problem,
+        chosen, population, Feed(problem, seed=0, device=torch.device("cpu")), problem,
         hparams=hparams, seed=seed, lr_schedule=lr_schedule,
         on_round=lambda record, _: records.append(record), on_progress=lambda _: None,
     )  # fmt: skip

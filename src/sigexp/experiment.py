@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,17 @@ class Run:
     model: nn.Module
 
 
+@dataclass(frozen=True)
+class Ready:
+    """What a run needs, built and checked: the problem, its shapes, the search, the initial members, the device."""
+
+    problem: Problem
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    settings: Any  # a search of sigexp.search, which is its own settings
+    members: list[nn.Module]
+    device: torch.device
+
+
 def run(
     config: Mapping[str, Any],
     names: Names,
@@ -56,60 +68,71 @@ def run(
     `allocator_tuned` only says, for the record, what the process did before.
     """
     began = time.perf_counter()
+    ready = prepare(config, names)
+    problem = ready.problem
+    sign = folders.signature(config, problem.source, sigexp.__version__)
+    folder = folders.create(Path(config["outputs"]), names.experiment, names.model, sign)
+    with logging_to(folder, command), closing(Events(folder)) as events:
+        log.info("allocator tuned: %s; threads: %d; device: %s", allocator_tuned, torch.get_num_threads(), ready.device)
+        write_config(folder, config, names, overrides)
+        outcome, population, feed = train(config, ready, folder, events)
+        population.load_state(outcome.state)
+        best = population.member(0)
+        judged = {**problem.references, **linear_bounds(problem, feed, config["footprint"])}
+        test, references = judge(best, problem, judged, ready.device)
+        result = summary(config, names, ready, outcome, best, test, references, command, began)
+        save_model(folder, best, config, names, ready)
+        show(folder, events, best, problem, judged, outcome, ready.device)
+        events.hparams(hparams_of(config, names), {f"test/{k}": v for k, v in test.items()}, outcome.total_samples)
+        folders.write(folder / "result.json", folders.dumps(result, indent=2) + "\n")
+        log.info("done: %s", folders.dumps(test))
+    return Run(folder, result, best)
+
+
+def prepare(config: Mapping[str, Any], names: Names) -> Ready:
+    """Check everything and build what a run needs; raises `ConfigError` (a ValueError) for what cannot work."""
     configuration.check(config)
-    trainer, seed = config["trainer"], config["seed"]
+    trainer = config["trainer"]
     device = torch.device(machine.pick_device(config["device"]))
     torch.set_num_threads(trainer["threads"] or machine.cores())
     torch.use_deterministic_algorithms(trainer["deterministic"], warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a tenth of the time, for memory nobody reads
+    # Filling memory that is written next, and never read before, costs a tenth of the time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     problem: Problem = configuration.build(config["dataset"], what="dataset")
     shapes = problem.shapes()
-    settings = configuration.build({**config["search"]}, what="search")
+    settings = configuration.build(config["search"], what="search")
     try:
-        members = [initial_model(config, shapes, seed, member) for member in range(settings.members)]
+        members = [initial_model(config, shapes, config["seed"], member) for member in range(settings.members)]
         fitting.check(members[0], problem, names.model)
     except ValueError as error:
         others = ", ".join(fitting.fitting(problem, config["footprint"]))
         raise ConfigError(f"{error}\nmodels that fit {names.dataset}: {others or 'none'}") from error
-    sign = folders.signature(config, problem.source, sigexp.__version__)
-    folder = folders.create(Path(config["outputs"]), names.experiment, names.model, sign)
-    handler = start_log(folder, command)
-    log.info("allocator tuned: %s; threads: %d; device: %s", allocator_tuned, torch.get_num_threads(), device)
-    events = Events(folder)
-    try:
-        write_config(folder, config, names, overrides)
-        valid = evaluation.references(problem, "valid", settings.valid_samples)
-        feed = Feed(problem, seed=config["dataset"].get("seed", 0), device=device, shuffle=trainer["shuffle"])
-        feed.load()
-        log.info("data ready after %.1f s: %s", time.perf_counter() - began, dict(problem.source))
-        population, hparams = populate(members, problem, trainer, device)
-        with Terminal(problem.headline, best_reference(valid, problem.headline), settings.max_samples) as terminal:
-            record = recorder(folder, events, terminal, problem)
-            loop = SearchLoop(
-                settings, settings, population, feed, problem,
-                hparams=hparams, seed=seed, lr_schedule=trainer["schedule"],
-                on_round=record, on_progress=terminal.step,
-            )  # fmt: skip
-            outcome = loop.run()
-        population.load_state(outcome.state)
-        best = population.member(0)
-        bounds = linear_bounds(problem, feed, config["footprint"])
-        judged = {**problem.references, **bounds}
-        test, references = judge(best, problem, judged, device)
-        result = summary(config, names, problem, outcome, best, test, references, device, command, began)
-        save_model(folder, best, config, names, shapes, problem)
-        show(folder, events, best, problem, judged, outcome, device)
-        events.hparams(hparams_of(config, names), {f"test/{k}": v for k, v in test.items()}, outcome.total_samples)
-        folders.write(folder / "result.json", folders.dumps(result, indent=2) + "\n")
-        log.info("done: %s", folders.dumps(test))
-        return Run(folder, result, best)
-    except BaseException:
-        log.exception("the run ended early")
-        raise
-    finally:
-        events.close()
-        log.removeHandler(handler)
-        handler.close()
+    torch.manual_seed(config["seed"])  # for what draws while it trains, such as dropout
+    return Ready(problem, shapes, settings, members, device)
+
+
+def train(config: Mapping[str, Any], ready: Ready, folder: Path, events: Events) -> tuple[Outcome, Population, Feed]:
+    """The search, from drawing the data to its outcome."""
+    problem, settings, trainer = ready.problem, ready.settings, config["trainer"]
+    began = time.perf_counter()
+    valid = evaluation.references(problem, "valid", settings.valid_samples)
+    feed = Feed(problem, seed=config["dataset"].get("seed", 0), device=ready.device, shuffle=trainer["shuffle"])
+    feed.load()
+    log.info("data ready after %.1f s: %s", time.perf_counter() - began, dict(problem.source))
+    population, hparams = populate(ready.members, problem, trainer, ready.device)
+    with Terminal(problem.headline, best_reference(valid, problem.headline), settings.max_samples) as terminal:
+        loop = SearchLoop(
+            settings,
+            population,
+            feed,
+            problem,
+            hparams=hparams,
+            seed=config["seed"],
+            lr_schedule=trainer["schedule"],
+            on_round=recorder(folder, events, terminal, problem),
+            on_progress=terminal.step,
+        )
+        return loop.run(), population, feed
 
 
 def initial_model(config: Mapping[str, Any], shapes: tuple, seed: int, member: int) -> nn.Module:
@@ -217,16 +240,16 @@ def judge(
 def summary(
     config: Mapping[str, Any],
     names: Names,
-    problem: Problem,
+    ready: Ready,
     outcome: Outcome,
     model: nn.Module,
     test: Mapping[str, float],
     references: Mapping[str, Mapping[str, float]],
-    device: torch.device,
     command: str,
     began: float,
 ) -> dict[str, Any]:
     """What result.json holds."""
+    problem, device = ready.problem, ready.device
     dataset = {key: value for key, value in config["dataset"].items() if key != "_target_"}
     model_fields = {key: value for key, value in config["model"].items() if key != "_target_"}
     return {
@@ -275,19 +298,17 @@ def write_config(folder: Path, config: Mapping[str, Any], names: Names, override
     folders.write(folder / "composed.yaml", yaml.safe_dump(composed, sort_keys=False))
 
 
-def save_model(
-    folder: Path, model: nn.Module, config: Mapping[str, Any], names: Names, shapes: tuple, problem: Problem
-) -> None:
+def save_model(folder: Path, model: nn.Module, config: Mapping[str, Any], names: Names, ready: Ready) -> None:
     """The best member's weights, and the JSON that rebuilds it."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     folders.write(folder / "model.safetensors", safetensors(state))
     rebuild = {
         "schema_version": SCHEMA_VERSION,
         "experiment": names.experiment,
-        "kind": problem.kind,
-        "labels": list(problem.labels),
-        "input_shape": list(shapes[0]),
-        "target_shape": list(shapes[1]),
+        "kind": ready.problem.kind,
+        "labels": list(ready.problem.labels),
+        "input_shape": list(ready.shapes[0]),
+        "target_shape": list(ready.shapes[1]),
         "name": names.model,
         "model": dict(config["model"]),
         "version": sigexp.__version__,
@@ -329,8 +350,9 @@ def hparams_of(config: Mapping[str, Any], names: Names) -> dict[str, str | float
     }
 
 
-def start_log(folder: Path, command: str) -> logging.Handler:
-    """run.log in the run's folder, with the command and the versions at its head."""
+@contextmanager
+def logging_to(folder: Path, command: str) -> Iterator[None]:
+    """run.log in the run's folder: the command and the versions first, the traceback last where a run ends early."""
     handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.setLevel(logging.INFO)
@@ -338,4 +360,11 @@ def start_log(folder: Path, command: str) -> logging.Handler:
     log.addHandler(handler)
     log.info("command: %s", command)
     log.info("versions: %s", machine.versions())
-    return handler
+    try:
+        yield
+    except BaseException:
+        log.exception("the run ended early")
+        raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sigexp.search.base import Candidate, HParams, Round, Settings, Start
+from sigexp.search.base import Candidate, HParams, Round, Search, Start
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoMLP(Settings):
+class AutoMLP(Search):
     def first(self, start: Start, rng: np.random.Generator) -> Round:
         rates = self.learning_rates(start.hparams["lr"]) if self.members > 1 else [start.hparams["lr"]]
         hparams = [start.clip({**start.hparams, "lr": float(lr)}) for lr in rates]

@@ -4,9 +4,9 @@ It sees members as numbered candidates with a score (lower is better) and never 
 every search, and a search can be resumed from its random generator and its candidates.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
@@ -49,17 +49,9 @@ class Start:
         return {**hparams, "lr": lr, "batch_size": int(np.clip(round(hparams["batch_size"]), *self.batch_range))}
 
 
-class Search(Protocol):
-    """Asked for the first round, then after every round for the next; `None` ends the search."""
-
-    def first(self, start: Start, rng: np.random.Generator) -> Round: ...
-
-    def next(self, candidates: Sequence[Candidate], rng: np.random.Generator) -> Round | None: ...
-
-
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The fields of `conf/search/*.yaml`; `sigexp.config.Search` gives their meaning and defaults."""
+class Search(ABC):
+    """A search, as the fields of `conf/search/*.yaml`; `sigexp.config.Search` gives their meaning and defaults."""
 
     members: int
     survivors: int
@@ -87,3 +79,11 @@ class Settings:
     def learning_rates(self, lr: float) -> np.ndarray:
         """Initial learning rates, `lr_decades` to both sides of the trainer's: [members]."""
         return lr * 10 ** np.linspace(-self.lr_decades, self.lr_decades, self.members)
+
+    @abstractmethod
+    def first(self, start: Start, rng: np.random.Generator) -> Round:
+        """The first round: its members start from fresh weights."""
+
+    @abstractmethod
+    def next(self, candidates: Sequence[Candidate], rng: np.random.Generator) -> Round | None:
+        """The round that follows; `None` ends the search. At least one candidate has a finite score."""

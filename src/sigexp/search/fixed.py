@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sigexp.search.base import Candidate, HParams, Round, Settings, Start
+from sigexp.search.base import Candidate, HParams, Round, Search, Start
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fixed(Settings):
+class Fixed(Search):
     """Every member has the trainer's hyperparameters; several members differ in their initial weights."""
 
     def first(self, start: Start, rng: np.random.Generator) -> Round:

@@ -12,7 +12,7 @@ from torch import Tensor
 from sigexp.population.feed import Feed
 from sigexp.population.population import Population, State, join, take
 from sigexp.problem import Batch, Problem
-from sigexp.search.base import Candidate, HParams, Round, Search, Settings
+from sigexp.search.base import Candidate, HParams, Round, Search
 
 
 class Diverged(RuntimeError):
@@ -66,7 +66,6 @@ class SearchLoop:
     def __init__(
         self,
         search: Search,
-        settings: Settings,
         population: Population,
         feed: Feed,
         problem: Problem,
@@ -77,18 +76,12 @@ class SearchLoop:
         on_round: Callable[[RoundRecord, Population], None],
         on_progress: Callable[[int], None],
     ) -> None:
-        self.search, self.settings, self.population, self.feed, self.problem = (
-            search,
-            settings,
-            population,
-            feed,
-            problem,
-        )
-        self.start, self.rng, self.lr_schedule = settings.start(hparams), np.random.default_rng([seed, 1]), lr_schedule
+        self.search, self.population, self.feed, self.problem = search, population, feed, problem
+        self.start, self.rng, self.lr_schedule = search.start(hparams), np.random.default_rng([seed, 1]), lr_schedule
         self.on_round, self.on_progress = on_round, on_progress
         size = problem.sizes["valid"]
         assert size is not None
-        valid = problem.examples("valid", 0, min(size, settings.valid_samples))
+        valid = problem.examples("valid", 0, min(size, search.valid_samples))
         self.valid = Batch(valid.inputs.to(feed.device), valid.targets.to(feed.device))
         self.total = self.position = self.next_id = 0
         self.train_seconds = 0.0
@@ -122,7 +115,7 @@ class SearchLoop:
             if champion.valid_loss < least:
                 best = champion
                 best_state = take(after, torch.tensor([members.index(champion)]))
-            improved = champion.valid_loss < least * (1 - self.settings.min_improvement)
+            improved = champion.valid_loss < least * (1 - self.search.min_improvement)
             waited = 0 if improved else waited + 1
             assert best is not None
             number += 1
@@ -130,9 +123,9 @@ class SearchLoop:
                 RoundRecord(number, members, self.total, round_.samples * len(members), seconds, best, improved),
                 self.population,
             )
-            if self.total >= self.settings.max_samples:
+            if self.total >= self.search.max_samples:
                 break
-            if self.settings.patience is not None and waited >= self.settings.patience:
+            if self.search.patience is not None and waited >= self.search.patience:
                 stopped = f"no improvement in {waited} rounds"
                 break
             following = self.search.next(candidates, self.rng)
@@ -145,7 +138,7 @@ class SearchLoop:
         return Outcome(best, best_state, self.total, self.train_seconds, number, stopped)
 
     def _within_budget(self, round_: Round) -> Round:
-        left = (self.settings.max_samples - self.total) // len(round_.parents)
+        left = (self.search.max_samples - self.total) // len(round_.parents)
         return Round(round_.parents, round_.hparams, min(round_.samples, left), round_.keep)
 
     def _prepare(self, round_: Round, pool: State) -> None:
@@ -167,7 +160,7 @@ class SearchLoop:
         done = 0
         while done < samples:
             here = min(chunk, samples - done)
-            progress = (self.total + done * count) / self.settings.max_samples
+            progress = (self.total + done * count) / self.search.max_samples
             self.population.lr_scale = schedule(self.lr_schedule, progress)
             for member, values in enumerate(self.population.minibatch_losses(self.feed.take(self.position, here))):
                 losses[member].append(values)
@@ -225,4 +218,4 @@ class SearchLoop:
     def _score_of(self, member: MemberRecord) -> float:
         if member.diverged:
             return math.inf
-        return member.valid_loss if self.settings.selection == "valid" else member.train_loss
+        return member.valid_loss if self.search.selection == "valid" else member.train_loss
