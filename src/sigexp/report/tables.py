@@ -22,32 +22,38 @@ def number(value: float | None, metric: str = "") -> str:
     return f"{value:.3e}"
 
 
-def result_table(result: Mapping[str, Any]) -> Table:
-    """The model's test metrics beside every reference, sorted by the headline metric, the best of each in bold."""
+def result_tables(result: Mapping[str, Any]) -> list[Table]:
+    """The model's test metrics beside every reference, a table for each test set, sorted by the first metric."""
     test: dict[str, float] = result["best"]["test"]
-    headline = next(iter(test))
     rows = {f"{result['model']['name']} (learned)": test, **result["references"]}
-    worst = -float("inf") if higher_is_better(headline) else float("inf")
-
-    def key(item: tuple[str, Mapping[str, float]]) -> float:
-        value = item[1].get(headline)
-        value = worst if value is None else value
-        return -value if higher_is_better(headline) else value
-
-    table = Table(title=f"{result['experiment']}: test data", title_justify="left", title_style="bold")
-    table.add_column("predictor")
+    sets: dict[str, list[str]] = {}
     for metric in test:
-        table.add_column(metric, justify="right", no_wrap=True)
-    best = {}
-    for metric in test:
-        values = [row[metric] for row in rows.values() if row.get(metric) is not None]
-        best[metric] = (max if higher_is_better(metric) else min)(values) if values else None
-    for name, row in sorted(rows.items(), key=key):
-        learned = name.endswith("(learned)")
+        sets.setdefault(metric.rpartition("/")[0], []).append(metric)
+    return [set_table(f"{result['experiment']}: test data{name and ', ' + name}", rows, m) for name, m in sets.items()]
+
+
+def set_table(title: str, rows: Mapping[str, Mapping[str, float]], metrics: list[str]) -> Table:
+    """Predictors by metrics, the best value of each metric in bold, the learned model in green."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("predictor", no_wrap=True)
+    for metric in metrics:
+        table.add_column(metric.rpartition("/")[2], justify="right", no_wrap=True)
+    best = {metric: best_value(rows, metric) for metric in metrics}
+
+    def rank(name: str) -> float:
+        value = rows[name].get(metrics[0])
+        return float("inf") if value is None else -value if higher_is_better(metrics[0]) else value
+
+    for name in sorted(rows, key=rank):
         cells = []
-        for metric in test:
-            value = row.get(metric)
+        for metric in metrics:
+            value = rows[name].get(metric)
             text = number(value, metric)
             cells.append(f"[bold]{text}[/bold]" if value is not None and value == best[metric] else text)
-        table.add_row(name, *cells, style="green" if learned else None)
+        table.add_row(name, *cells, style="green" if name.endswith("(learned)") else None)
     return table
+
+
+def best_value(rows: Mapping[str, Mapping[str, float]], metric: str) -> float | None:
+    values = [row[metric] for row in rows.values() if row.get(metric) is not None]
+    return (max if higher_is_better(metric) else min)(values) if values else None

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from sigexp.problem import higher_is_better
-from sigexp.report.tables import number, result_table
+from sigexp.report.tables import number, result_tables
 from sigexp.search.rounds import RoundRecord
 
 log = logging.getLogger("sigexp")
@@ -93,7 +93,8 @@ def best_reference(references: Mapping[str, Mapping[str, float]], metric: str) -
 def show_result(result: Mapping, folder: str) -> None:
     """The final table, what it cost, and where the run lies."""
     console = Console(highlight=False)
-    console.print(result_table(result))
+    for table in result_tables(result):
+        console.print(table)
     budget, lecture = result["samples"], result["budget"]["lecture_max_samples"]
     best = result["best"]
     hparams = ", ".join(f"{name} {value:.3g}" for name, value in best["hyperparameters"].items())
