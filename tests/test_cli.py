@@ -65,6 +65,12 @@ def test_list_names_everything(capsys):
         (["experiment=gaussian", "footprint=0"], ["footprint=0"]),
         (["experiment=gaussian", "model=vgg"], ["vgg", "models that fit gaussian", "linear"]),
         (["experiment=color", "dataset.images=/no/such/folder"], ["/no/such/folder"]),
+        (["experiment=median", "model=fc"], ["one size only", "models that fit median", "rank"]),
+        (["experiment=matched_filter", "model=fc"], ["17 GB"]),
+        (["experiment=gaussian", "+trainer.optimizer.nesterov=true"], ["trainer.optimizer.nesterov", "no such field"]),
+        (["experiment=gaussian", "trainer.batch_size=4000"], ["trainer.batch_size=4000", "search.batch_max=1000"]),
+        (["experiment=gaussian", "dataset.density=7"], ["dataset.density=7"]),
+        ([""], ["neither a verb nor a setting"]),
         (["model=linear"], ["no dataset", "experiment=NAME"]),
         (["experiment=gaussian", "model=null"], ["cannot be null", "model=NAME"]),
         (["experiment=gaussian", "dataset.size=[1"], ["dataset.size=[1"]),
@@ -154,6 +160,21 @@ def test_a_sweep_runs_every_combination(workdir):
         == 0
     )
     assert len(list((workdir / "outputs" / "gaussian").iterdir())) == 2
+
+
+@pytest.mark.parametrize("search", ["automlp", "fixed", "random", "lecture"])
+def test_every_search_runs_with_an_experiments_defaults(search, workdir):
+    small = ["dataset.size=20", "dataset.test_size=4", "dataset.image_size=24", "search.max_samples=80", "footprint=5"]
+    assert main(["experiment=gaussian", f"search={search}", *small]) == 0
+
+
+def test_the_lectures_search_takes_the_lectures_model(capsys):
+    assert main(["experiment=bayer", "model=deep", "search=lecture", "--cfg", "job"]) == 0
+    shown = capsys.readouterr().out
+    assert "activation: sigmoid" in shown
+    assert "batch_size: 200" in shown
+    assert main(["experiment=bayer", "model=deep", "--cfg", "job"]) == 0
+    assert "activation: centred_sigmoid" in capsys.readouterr().out
 
 
 def test_options_may_come_in_any_order(workdir, capsys):

@@ -1,5 +1,6 @@
 """sigexp from Python: `sigexp.run("bayer", model="deep")` and `sigexp.load(RUN)`."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ def run(name: str, **settings: Any) -> Run:
     """Run an experiment as the command line would and return its folder, result and best model.
 
     Settings are the command line's, with `__` for a dot: `run("bayer", model="deep", search__max_samples=10_000)`.
-    The process's allocator is left as it is. Raises ValueError for what cannot work.
+    The process's allocator is left as it is. Raises ValueError for what cannot
+    work and `sigexp.search.rounds.Diverged` where every member diverged.
     """
     overrides = [f"experiment={name}"]
     overrides += [f"{key.replace('__', '.')}={_text(value)}" for key, value in settings.items()]
@@ -35,4 +37,7 @@ def _text(value: Any) -> str:
         return "null"
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(_text, value))}]"
+    if isinstance(value, str) and not re.fullmatch(r"[\w./:-]+", value):
+        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+        return f"'{escaped}'"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -91,7 +91,7 @@ def command(words: list[str]) -> int:
         return 0
     if words[0] in verbs:
         return verbs[words[0]](words[1:])
-    if not words[0].startswith("-") and "=" not in words[0] and words[0][0] not in "~+":
+    if not words[0].startswith("-") and "=" not in words[0] and words[0][:1] not in ("~", "+"):
         from sigexp.config import did_you_mean  # at the cost of Hydra's import, for an error only
 
         hint = did_you_mean(words[0], verbs)
@@ -172,7 +172,7 @@ def prepare() -> None:
         sys.path.append(str(Path.cwd()))  # appended: a user's file must not hide a package of ours
 
 
-def names_of(choices: dict[str, Any], overrides: Sequence[str]) -> Any:
+def names_of(choices: dict[str, Any]) -> Any:
     from sigexp.names import Names
 
     dataset, experiment = choices.get("dataset"), choices.get("experiment")
@@ -192,7 +192,7 @@ def compose(overrides: list[str]) -> tuple[dict[str, Any], Any]:
 
     with initialize_config_dir(version_base="1.3", config_dir=str(catalog.conf_dir())):
         cfg = hydra_compose("config", overrides=overrides, return_hydra_config=True)
-        return config.plain(cfg), names_of(dict(cfg.hydra.runtime.choices), overrides)
+        return config.plain(cfg), names_of(dict(cfg.hydra.runtime.choices))
 
 
 def hydra_run(words: list[str]) -> int:
@@ -213,7 +213,7 @@ def hydra_run(words: list[str]) -> int:
 
         info = HydraConfig.get()
         try:
-            names = names_of(dict(info.runtime.choices), info.overrides.task)
+            names = names_of(dict(info.runtime.choices))
             return one_run(config.plain(cfg), names, list(info.overrides.task))
         except Exception as error:
             if info.mode != RunMode.RUN:
@@ -243,10 +243,14 @@ def overrides_first(words: list[str], parser: argparse.ArgumentParser) -> list[s
 
 
 def one_run(config: dict[str, Any], names: Any, overrides: list[str]) -> float:
-    """One job: set up the process, run it, show the result. Returns the headline metric on validation data."""
+    """One job: set up the process, run it, show the result. Returns its loss on validation data."""
+    from sigexp import config as config_module
     from sigexp import machine
 
-    tuned = config["trainer"]["tune_allocator"] and machine.tune_allocator()
+    config_module.check(config)
+    trainer = config["trainer"]
+    tuned = trainer["tune_allocator"] and machine.tune_allocator()
+    machine.configure_torch(trainer["threads"], trainer["deterministic"])
     from sigexp import experiment
     from sigexp.report.terminal import show_result
 

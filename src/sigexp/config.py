@@ -156,7 +156,7 @@ def target_of(node: Mapping[str, Any], what: str) -> Callable[..., Any]:
     module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name) if module else None
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError) as error:
         raise ConfigError(f"{what}: cannot import _target_ {target!r}: {error}") from error
     if not callable(found):
         raise ConfigError(f"{what}: _target_ {target!r} is not a function or class")
@@ -167,7 +167,9 @@ def check_fields(node: Mapping[str, Any], what: str) -> None:
     """Refuse unknown, missing and wrongly typed fields of a node, by the signature of its target."""
     target = target_of(node, what)
     signature = inspect.signature(target).parameters
-    keywords = {name: p for name, p in signature.items() if p.kind is p.KEYWORD_ONLY}
+    shapes = 2 if what == "model" else 0  # a model's first two arguments are given by the dataset
+    fields = list(signature.items())[shapes:]
+    keywords = {name: p for name, p in fields if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.values())
     hints = get_type_hints(target if inspect.isfunction(target) else target.__init__)
     for name, value in node.items():
@@ -227,12 +229,18 @@ def check(config: Mapping[str, Any]) -> None:
     for name in config:
         if name not in known:
             raise ConfigError(f"{name}: no such field{did_you_mean(name, known)}")
-    for section, schema in (("search", Search), ("trainer", Trainer), ("lecture", Lecture)):
-        for name in config[section]:
+    trainer, search, optimizer = config["trainer"], config["search"], config["trainer"]["optimizer"]
+    sections = (
+        ("search", search, Search),
+        ("trainer", trainer, Trainer),
+        ("trainer.optimizer", optimizer, Optimizer),
+        ("lecture", config["lecture"], Lecture),
+    )
+    for section, given, schema in sections:
+        for name in given:
             if name not in schema.__dataclass_fields__:
                 hint = did_you_mean(str(name), schema.__dataclass_fields__)
                 raise ConfigError(f"{section}.{name}: no such field{hint}")
-    trainer, search, optimizer = config["trainer"], config["search"], config["trainer"]["optimizer"]
     _one_of("device", config["device"].partition(":")[0], ("auto", "cpu", "cuda", "mps"))
     _one_of("trainer.optimizer.name", optimizer["name"], ("sgd", "adam", "adamw"))
     _one_of("trainer.precision", trainer["precision"], ("fp32", "bf16"))
@@ -273,8 +281,14 @@ def check(config: Mapping[str, Any]) -> None:
             f"search.survivors={search['survivors']} of search.members={search['members']}: "
             "no more can survive than there are; lower search.survivors"
         )
-    if search["batch_max"] < search["batch_min"] or search["lr_max"] <= search["lr_min"]:
-        raise ConfigError("search: batch_min..batch_max and lr_min..lr_max must be ranges from low to high")
+    ranges = (
+        ("trainer.optimizer.lr", optimizer["lr"], "search.lr_min", search["lr_min"], "search.lr_max", search["lr_max"]),
+        ("trainer.batch_size", trainer["batch_size"], "search.batch_min", search["batch_min"], "search.batch_max",
+         search["batch_max"]),
+    )  # fmt: skip
+    for name, value, low_name, low, high_name, high in ranges:
+        if not (low > 0 and math.isfinite(high) and low <= value <= high):
+            raise ConfigError(f"{name}={value}: expected {low_name}={low} to {high_name}={high}; widen the range")
     if search["max_samples"] < search["members"]:
         raise ConfigError(
             f"search.max_samples={search['max_samples']} for {search['members']} members: "

@@ -13,9 +13,9 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from sigexp.config import did_you_mean
+from sigexp.config import ConfigError, did_you_mean
 
-DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
+DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR})
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -29,8 +29,10 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def explanation(error: BaseException) -> tuple[int, str]:
     """Exit code and message. What is not a user's doing is an internal error, code 1, and says how to see more."""
+    if isinstance(error, ConfigError):
+        return 2, first_lines(error)
     for link in chain(error):
-        for rule in (_configuration, _diverged, _disk):
+        for rule in (_configuration, _diverged, _disk, _memory):
             found = rule(link)
             if found:
                 return found
@@ -87,5 +89,15 @@ def _diverged(error: BaseException) -> tuple[int, str] | None:
 def _disk(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, OSError) and error.errno in DISK:
         where = f" {error.filename}" if error.filename else ""
-        return 4, f"cannot write{where}: {error.strerror}; free space or choose another folder with outputs=DIR"
+        return 4, f"cannot use{where}: {error.strerror}; for the run's own folder, choose another with outputs=DIR"
+    return None
+
+
+def _memory(error: BaseException) -> tuple[int, str] | None:
+    short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if short or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
+        return (
+            2,
+            f"not enough memory ({first_lines(error, 1)[:120]})\nlower dataset.size, trainer.batch_size or search.members",
+        )
     return None

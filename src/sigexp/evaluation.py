@@ -33,8 +33,8 @@ def evaluate(
     Of a large split the first `most` examples are taken.
 
 
-    Squared errors and pixel errors are pooled over pixels, so that a large photograph weighs more; the other metrics
-    are means over examples.
+    Squared errors and pixel errors are weighted by the pixels of an example's frame, so that a large photograph weighs
+    more; the other metrics are means over examples.
     """
     sums = {name: dict.fromkeys(problem.metrics, 0.0) for name in predictors}
     pixels = examples = 0
@@ -46,7 +46,7 @@ def evaluate(
             with torch.no_grad():
                 outputs = predict(inputs)
                 for metric, function in problem.metrics.items():
-                    total = float(function(outputs, targets).double().sum())
+                    total = float(function(outputs, targets).cpu().double().sum())
                     sums[name][metric] += total * (weight if metric in POOLED_OVER_PIXELS else 1)
     return {
         name: {metric: total / (pixels if metric in POOLED_OVER_PIXELS else examples) for metric, total in by.items()}

@@ -68,6 +68,7 @@ def run(
     `allocator_tuned` only says, for the record, what the process did before.
     """
     began = time.perf_counter()
+    machine.reset_peak_memory()
     ready = prepare(config, names)
     problem = ready.problem
     sign = folders.signature(config, problem.source, sigexp.__version__)
@@ -78,10 +79,10 @@ def run(
         outcome, population, feed = train(config, ready, folder, events)
         population.load_state(outcome.state)
         best = population.member(0)
-        judged = {**problem.references, **linear_bounds(problem, feed, config["footprint"])}
+        save_model(folder, best, config, names, ready)
+        judged = {**problem.references, **linear_bounds(best, problem, feed, config["footprint"])}
         test, references = judge(best, problem, judged, ready.device)
         result = summary(config, names, ready, outcome, best, test, references, command, began)
-        save_model(folder, best, config, names, ready)
         show(folder, events, best, problem, judged, outcome, ready.device)
         events.hparams(hparams_of(config, names), {f"test/{k}": v for k, v in test.items()}, outcome.total_samples)
         folders.write(folder / "result.json", folders.dumps(result, indent=2) + "\n")
@@ -92,22 +93,18 @@ def run(
 def prepare(config: Mapping[str, Any], names: Names) -> Ready:
     """Check everything and build what a run needs; raises `ConfigError` (a ValueError) for what cannot work."""
     configuration.check(config)
-    trainer = config["trainer"]
     device = torch.device(machine.pick_device(config["device"]))
-    torch.set_num_threads(trainer["threads"] or machine.cores())
-    torch.use_deterministic_algorithms(trainer["deterministic"], warn_only=True)
-    # Filling memory that is written next, and never read before, costs a tenth of the time.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     problem: Problem = configuration.build(config["dataset"], what="dataset")
     shapes = problem.shapes()
     settings = configuration.build(config["search"], what="search")
     try:
-        members = [initial_model(config, shapes, config["seed"], member) for member in range(settings.members)]
-        fitting.check(members[0], problem, names.model)
+        first = initial_model(config, shapes, config["seed"], 0)
+        fitting.check(first, problem, names.model)
+        others = range(1, settings.members)
+        members = [first, *(initial_model(config, shapes, config["seed"], member) for member in others)]
     except ValueError as error:
-        others = ", ".join(fitting.fitting(problem, config["footprint"]))
-        raise ConfigError(f"{error}\nmodels that fit {names.dataset}: {others or 'none'}") from error
-    torch.manual_seed(config["seed"])  # for what draws while it trains, such as dropout
+        fit = ", ".join(fitting.fitting(problem, config["footprint"]))
+        raise ConfigError(f"{error}\nmodels that fit {names.dataset}: {fit or 'none'}") from error
     return Ready(problem, shapes, settings, members, device)
 
 
@@ -117,7 +114,8 @@ def train(config: Mapping[str, Any], ready: Ready, folder: Path, events: Events)
     began = time.perf_counter()
     valid = evaluation.references(problem, "valid", settings.valid_samples)
     feed = Feed(problem, seed=config["dataset"].get("seed", 0), device=ready.device, shuffle=trainer["shuffle"])
-    feed.load()
+    if feed.size is not None:
+        feed.data()
     log.info("data ready after %.1f s: %s", time.perf_counter() - began, dict(problem.source))
     population, hparams = populate(ready.members, problem, trainer, ready.device)
     with Terminal(problem.headline, best_reference(valid, problem.headline), settings.max_samples) as terminal:
@@ -132,7 +130,9 @@ def train(config: Mapping[str, Any], ready: Ready, folder: Path, events: Events)
             on_round=recorder(folder, events, terminal, problem),
             on_progress=terminal.step,
         )
-        return loop.run(), population, feed
+        with torch.random.fork_rng():
+            torch.manual_seed(config["seed"])  # for what draws while it trains, such as dropout
+            return loop.run(), population, feed
 
 
 def initial_model(config: Mapping[str, Any], shapes: tuple, seed: int, member: int) -> nn.Module:
@@ -200,22 +200,27 @@ def recorder(
     return record
 
 
-def linear_bounds(problem: Problem, feed: Feed, footprint: int) -> dict[str, Reference]:
+def linear_bounds(model: nn.Module, problem: Problem, feed: Feed, footprint: int) -> dict[str, Reference]:
     """The best linear filter of the experiment's footprint, fitted in closed form to the same training data.
 
-    Only where outputs are as large as inputs, under squared error, and where the fit takes seconds.
+    A model that is one convolution is measured at its own kernel size. Only where outputs are as large as inputs,
+    under squared error, and where the fit takes seconds.
     """
     shape, target = problem.shapes()
-    if problem.loss is not mse or feed.size is None or shape[1:] != target[1:] or footprint % 2 == 0:
+    if problem.loss is not mse or feed.size is None or shape[1:] != target[1:]:
         return {}
     flat = len(shape) == 2
-    kernel = (1 if flat else footprint, footprint)
-    inputs, targets = (part.cpu() for part in feed.take(0, feed.size))
-    if flat:
-        inputs, targets = inputs[:, :, None], targets[:, :, None]
-    if least_squares.flops(tuple(inputs.shape), kernel) > least_squares.MOST_FLOPS:
+    sides = model.kernel_size if isinstance(model, (nn.Conv1d, nn.Conv2d)) else (footprint,)
+    kernel = (1 if flat else sides[0], sides[-1])
+    if kernel[0] % 2 == 0 or kernel[1] % 2 == 0:
+        return {}
+    extent = (feed.size, shape[0], *((1, shape[1]) if flat else shape[1:]))
+    if least_squares.flops(extent, kernel) > least_squares.MOST_FLOPS:
         log.info("no least-squares bound: %d x %d on %s is too large", *kernel, list(shape))
         return {}
+    inputs, targets = (part.cpu() for part in feed.data())
+    if flat:
+        inputs, targets = inputs[:, :, None], targets[:, :, None]
     weight, bias = (part.float() for part in least_squares.fit_convolution(inputs, targets, kernel))
 
     def predict(x: Tensor) -> Tensor:

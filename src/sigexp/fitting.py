@@ -24,6 +24,15 @@ def check(model: nn.Module, problem: Problem, name: str) -> None:
         raise ConfigError(
             f"model={name} cannot take inputs of shape {list(batch.inputs.shape[1:])}: {reason}"
         ) from error
+    if problem.ragged and len(batch.inputs.shape) == 4:
+        larger = torch.zeros(1, *[n + 6 * (i > 0) for i, n in enumerate(batch.inputs.shape[1:])])
+        try:
+            with torch.no_grad():
+                model(larger)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"model={name} works at one size only, but the tests of this dataset are whole photographs"
+            ) from error
     if got != expected:
         raise ConfigError(f"model={name} gives {got}, but the targets of this dataset are {expected}")
 
@@ -35,7 +44,7 @@ def fitting(problem: Problem, footprint: int) -> list[str]:
         try:
             node = node_of(choice.name, footprint)
             check(config.build(node, *problem.shapes(), what="model"), problem, choice.name)
-        except (ValueError, RuntimeError, TypeError):
+        except Exception:  # a user's own model may fail in any way; it then does not fit
             continue
         found.append(choice.name)
     return found

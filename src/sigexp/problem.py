@@ -7,7 +7,6 @@ is many times faster than one by one.
 Axes: B batch, C channels, H W pixels, T samples, K classes.
 """
 
-import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
@@ -18,6 +17,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+
+from sigexp.machine import cores
 
 PerExample = Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) -> [B]
 Split = str  # 'train', 'valid', 'test', and whatever further test sets a dataset names
@@ -109,7 +110,7 @@ def blockwise(draw: Draw, *, seed: int, block: int = 250) -> Sample:
     drawn on all cores; the last few are kept, because neighbouring indices are usually asked for together.
     """
     kept: OrderedDict[tuple[Split, int], tuple[np.ndarray, np.ndarray]] = OrderedDict()
-    workers = os.cpu_count() or 1
+    workers = cores()
 
     def one(split: Split, number: int) -> tuple[np.ndarray, np.ndarray]:
         inputs, targets = draw(generator(seed, split, number), split, block)
@@ -177,7 +178,7 @@ def identity() -> Reference:
 
 
 def constant(sample: Sample) -> Reference:
-    """The best constant under squared error: the mean of the training targets, a value per channel."""
+    """The best constant under squared error, a value per channel: the mean of the first 250 training targets."""
     means: list[Tensor] = []
 
     def predict(inputs: Tensor) -> Tensor:

@@ -51,6 +51,20 @@ def trusted(target: str) -> bool:
     return isinstance(found, type) and issubclass(found, nn.Module)
 
 
+def refuse_magic(node: Any, where: Path) -> None:
+    """Refuse what would be computed while a config is built: interpolations, and keys that Hydra acts on."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if str(key).startswith("_") and key != "_target_":
+                raise ValueError(f"{where}: names the key {key!r}, which a saved model has no use for")
+            refuse_magic(value, where)
+    elif isinstance(node, list):
+        for item in node:
+            refuse_magic(item, where)
+    elif isinstance(node, str) and "${" in node:
+        raise ValueError(f"{where}: holds {node!r}; a saved model has plain values only")
+
+
 def load_model(folder: Path) -> nn.Module:
     """The best member of a run, in evaluation mode on the CPU. Raises ValueError for what is missing or damaged."""
     described, weights = folder / "model.json", folder / "model.safetensors"
@@ -62,6 +76,7 @@ def load_model(folder: Path) -> nn.Module:
         node, shapes = found["model"], (tuple(found["input_shape"]), tuple(found["target_shape"]))
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{described}: damaged or not a model of sigexp ({error})") from error
+    refuse_magic(node, described)
     for target in targets(node):
         if not trusted(target):
             raise ValueError(f"{described}: names {target!r}, which neither sigexp's conf nor your ./conf offers")

@@ -25,6 +25,13 @@ def gaussian_impulses(
     `mse_interior` leaves out 4 sigma on every side.
     """
 
+    if not 0 <= density <= 1:
+        raise ValueError(f"dataset.density={density}: expected a probability in 0..1")
+    if image_size < 4:
+        raise ValueError(f"dataset.image_size={image_size}: expected at least 4 pixels")
+    if min(sigma) < 0:
+        raise ValueError(f"dataset.sigma={list(sigma)}: expected pixels, 0 or more")
+
     def draw(rng: np.random.Generator, split: Split, n: int) -> tuple[np.ndarray, np.ndarray]:
         images = (rng.random((n, image_size, image_size), dtype=np.float32) < density).astype(np.float32)
         return images[:, None], gaussian_filter(images, sigma)[:, None]

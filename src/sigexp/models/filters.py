@@ -14,6 +14,8 @@ from sigexp.layers.color import LinearizeSRGB
 from sigexp.layers.residual import Residual, kaiming, zero
 from sigexp.models.fit import BATCH_NORM, CONVOLUTION, Shape, at_least, images, odd, same_extent, two
 
+FC_MOST_WEIGHTS = 2**28  # 1 GB of float32 a member
+
 
 def linear(input_shape: Shape, target_shape: Shape, *, kernel_size: int = 15) -> nn.Module:
     """One convolution: the general FIR filter."""
@@ -34,6 +36,12 @@ def separable(input_shape: Shape, target_shape: Shape, *, kernel_size: int = 15)
 
 def fc(input_shape: Shape, target_shape: Shape) -> nn.Module:
     """Every output from every input: a linear layer. It works at the size it was made for only."""
+    weights = prod(input_shape) * prod(target_shape)
+    if weights > FC_MOST_WEIGHTS:
+        raise ValueError(
+            f"model=fc would need {weights:.2g} weights, {4e-9 * weights:.0f} GB a member, for inputs "
+            f"{list(input_shape)} and targets {list(target_shape)}; choose a convolution"
+        )
     flat = nn.Linear(prod(input_shape), prod(target_shape))
     return nn.Sequential(nn.Flatten(), flat, nn.Unflatten(1, tuple(target_shape)))
 

@@ -20,25 +20,25 @@ class Feed:
         self._data: Batch | None = None
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
-    def load(self) -> None:
-        """Draw a fixed training set; a stream needs nothing."""
-        if self.size is not None and self._data is None:
+    def data(self) -> Batch:
+        """The whole of a fixed training set, on the device; drawn at the first call."""
+        if self._data is None:
             inputs, targets = self.problem.examples("train")
             self._data = Batch(inputs.to(self.device), targets.to(self.device))
+        return self._data
 
     def take(self, position: int, count: int) -> Batch:
         """The `count` examples that follow `position` samples of training: inputs and targets on the device."""
         if self.size is None:
             inputs, targets = self.problem.sample("train", torch.arange(position, position + count))
             return Batch(inputs.to(self.device), targets.to(self.device))
-        self.load()
-        assert self._data is not None
+        data = self.data()
         if not self.shuffle:
             count = min(count, self.size)
-            start = int(np.random.default_rng([self.seed, position]).integers(self.size - count + 1))
-            return Batch(*(part[start : start + count] for part in self._data))
+            start = int(np.random.default_rng([self.seed, 3, position]).integers(self.size - count + 1))
+            return Batch(*(part[start : start + count] for part in data))
         index = self._shuffled(position, count).to(self.device)
-        return Batch(*(part[index] for part in self._data))
+        return Batch(*(part[index] for part in data))
 
     def _shuffled(self, position: int, count: int) -> torch.Tensor:
         assert self.size is not None
@@ -46,7 +46,7 @@ class Feed:
         while count > 0:
             epoch, offset = divmod(position, self.size)
             if epoch != self._epoch:
-                order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
+                order = np.random.default_rng([self.seed, 2, epoch]).permutation(self.size)
                 self._epoch, self._order = epoch, torch.from_numpy(order)
             parts.append(self._order[offset : offset + count])
             position, count = position + len(parts[-1]), count - len(parts[-1])

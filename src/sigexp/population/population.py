@@ -125,12 +125,13 @@ class Population:
         member's losses, averaged over the minibatches it made in this call: [P], NaN where it made none.
         """
         losses = [self._advance(p, batch) for p in range(len(self))]
-        return torch.stack([loss.mean() if loss is not None else torch.tensor(torch.nan) for loss in losses])
+        none = torch.tensor(torch.nan, device=self.device)
+        return torch.stack([loss.mean() if loss is not None else none for loss in losses])
 
     def minibatch_losses(self, batch: Batch) -> list[Tensor]:
         """`step`, but each member's minibatch losses one by one: P tensors of shape [minibatches]."""
         losses = [self._advance(p, batch) for p in range(len(self))]
-        return [loss if loss is not None else torch.empty(0) for loss in losses]
+        return [loss if loss is not None else torch.empty(0, device=self.device) for loss in losses]
 
     def drop_pending(self) -> None:
         """Forget the examples that did not fill a minibatch."""
@@ -211,5 +212,5 @@ class Population:
             }
 
     def member(self, p: int) -> nn.Module:
-        """A free-standing copy of one member, in evaluation mode."""
-        return copy.deepcopy(self._members[p]).eval()
+        """A free-standing copy of one member, in evaluation mode and the usual memory layout."""
+        return copy.deepcopy(self._members[p]).to(memory_format=torch.contiguous_format).eval()

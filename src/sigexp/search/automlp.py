@@ -27,7 +27,7 @@ class AutoMLP(Search):
         finite = [int(i) for i in order if np.isfinite(scores[i])]
         best = finite[: self.survivors]
         # Where fewer than `survivors` are healthy, the diverged are seeded anew from the best.
-        parents = [best[i % len(best)] for i in range(min(self.survivors, self.members))]
+        parents = [best[i % len(best)] for i in range(self.survivors)]
         clones = [self.mutate(candidates[i].hparams, rng) for i in parents]
         hparams = [candidates[i].hparams for i in parents] + clones
         return Round([*parents, *parents], hparams, self.round_samples, keep=best)

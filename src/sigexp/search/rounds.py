@@ -102,7 +102,9 @@ class SearchLoop:
             seconds = time.perf_counter() - began
             self.train_seconds += seconds
             members = self._score(number, round_, candidates, lineage, train_losses)
-            trained = [Candidate(m.id, m.hparams, self._score_of(m)) for m in members]
+            # A batch is cut to a short round's samples, but inherited as it was proposed.
+            given = round_.hparams
+            trained = [Candidate(m.id, h, self._score_of(m)) for m, h in zip(members, given, strict=True)]
             kept = [candidates[i] for i in round_.keep]
             after = self.population.state()
             pool = join(after, take(pool, torch.tensor(round_.keep))) if round_.keep else after
@@ -183,7 +185,7 @@ class SearchLoop:
         valid = self._validate()
         for p, parent in enumerate(round_.parents):
             before = candidates[parent] if parent is not None else None
-            recent = torch.cat(losses[p])[-100:].double()
+            recent = torch.cat(losses[p])[-100:].cpu().double()
             train = float(recent.mean()) if len(recent) else math.nan
             loss = float(valid["loss"][p])
             diverged = not (math.isfinite(train) and math.isfinite(loss))
@@ -212,7 +214,7 @@ class SearchLoop:
         for i in range(0, count, size):
             values = self.population.evaluate(Batch(*(part[i : i + size] for part in self.valid)))
             for name in ("loss", self.problem.headline):
-                sums[name] = sums.get(name, 0) + values[name].double().sum(1)
+                sums[name] = sums.get(name, 0) + values[name].cpu().double().sum(1)
         return {name: total / count for name, total in sums.items()}
 
     def _score_of(self, member: MemberRecord) -> float:

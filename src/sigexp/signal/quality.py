@@ -21,6 +21,11 @@ def crop(signal: Tensor, border: int) -> Tensor:
     return signal[(slice(None), slice(None), *[inner] * (signal.ndim - 2))]
 
 
+def precise(tensor: Tensor) -> Tensor:
+    """The tensor in float64, where its device has it (Apple's has not)."""
+    return tensor if tensor.device.type == "mps" else tensor.double()
+
+
 def mse(outputs: Tensor, targets: Tensor, *, border: int = 0) -> Tensor:
     """Mean squared error of [B, C, ...], `border` samples cut from every side: [B]."""
     return (crop(outputs, border) - crop(targets, border)).square().flatten(1).mean(1)
@@ -28,7 +33,7 @@ def mse(outputs: Tensor, targets: Tensor, *, border: int = 0) -> Tensor:
 
 def psnr(outputs: Tensor, targets: Tensor, *, border: int = 0) -> Tensor:
     """Peak signal-to-noise ratio in dB for signals of range 0..1, outputs clipped to that range: [B]."""
-    error = mse(outputs.clamp(0, 1), targets, border=border).double()
+    error = precise(mse(outputs.clamp(0, 1), targets, border=border))
     return -10 * error.clamp_min(MSE_FLOOR).log10()
 
 
@@ -38,7 +43,7 @@ def ssim(outputs: Tensor, targets: Tensor, *, border: int = 0) -> Tensor:
     Wang et al. 2004 with the 11x11 Gaussian window of sigma 1.5, equal to
     `skimage.metrics.structural_similarity(gaussian_weights=True, use_sample_covariance=False, data_range=1)`.
     """
-    x, y = (crop(s, border).double() for s in (outputs.clamp(0, 1), targets))
+    x, y = (precise(crop(s, border)) for s in (outputs.clamp(0, 1), targets))
     window = torch.exp(-0.5 * (torch.arange(-5, 6, dtype=x.dtype, device=x.device) / 1.5) ** 2)
     window = window / window.sum()
 
