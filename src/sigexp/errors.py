@@ -96,8 +96,6 @@ def _disk(error: BaseException) -> tuple[int, str] | None:
 def _memory(error: BaseException) -> tuple[int, str] | None:
     short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if short or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
-        return (
-            2,
-            f"not enough memory ({first_lines(error, 1)[:120]})\nlower dataset.size, trainer.batch_size or search.members",
-        )
+        what = first_lines(error, 1)[:120]
+        return 2, f"not enough memory ({what})\nlower dataset.size, trainer.batch_size or search.members"
     return None
