@@ -13,6 +13,7 @@ from torch import nn
 from sigexp.layers.activations import ACTIVATIONS, pointwise
 from sigexp.layers.bayer import ColourPreservingConv, covariance, demosaicing_layer, demosaicing_planes
 from sigexp.layers.color import LinearizeSRGB
+from sigexp.layers.fft_conv import FFTConv2d
 from sigexp.layers.lstm import LSTM2, SequenceLSTM
 from sigexp.layers.padding import GlobalMax, SymmetricPad, crop_to, pad_to_multiple
 from sigexp.layers.rank import RankFilter, sorting_network
@@ -270,3 +271,22 @@ def test_colour_preserving_convolution_passes_constant_colours_or_stops_them(pat
     torch.testing.assert_close(body(planes), torch.zeros(1, 7, 3, 4, dtype=torch.float64))
     full = nn.functional.pixel_shuffle(skip(planes), 2)
     torch.testing.assert_close(full, colour[None, :, None, None].expand(1, 3, 6, 8))
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "padding", "extent"),
+    [((1, 1), 15, 7, (20, 33)), ((2, 3), 5, 0, (9, 8)), ((3, 2), 7, 3, (7, 7))],
+)
+def test_convolution_by_fft_equals_the_direct_one(channels, kernel, padding, extent):
+    torch.manual_seed(0)
+    direct = nn.Conv2d(*channels, kernel, padding=padding).double()
+    fast = FFTConv2d(*channels, kernel, padding=padding).double()
+    fast.load_state_dict(direct.state_dict())
+    x = torch.randn(2, channels[0], *extent, dtype=torch.float64)
+    gradients = []
+    for layer in (direct, fast):
+        own = x.clone().requires_grad_()
+        y = layer(own)
+        gradients.append([y, *torch.autograd.grad(y.square().sum(), [own, layer.weight, layer.bias])])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)

@@ -204,7 +204,7 @@ def same_function(model: nn.Module, written_out: nn.Module, shape: tuple[int, ..
     assert [v.shape for _, v in ours] == [v.shape for _, v in theirs]
     model.load_state_dict({k: v for (k, _), (_, v) in zip(ours, theirs, strict=True)})
     x = torch.rand(4, *shape)
-    assert torch.equal(model(x), written_out(x))
+    torch.testing.assert_close(model(x), written_out(x))  # FFT and direct sums round differently
     assert torch.equal(model.eval()(x), written_out.eval()(x))
 
 

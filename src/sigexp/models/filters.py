@@ -11,6 +11,7 @@ from torch import nn
 
 from sigexp.layers.activations import pointwise
 from sigexp.layers.color import LinearizeSRGB
+from sigexp.layers.fft_conv import MOST_CHANNEL_PAIRS, SMALLEST_KERNEL, FFTConv2d
 from sigexp.layers.residual import Residual, kaiming, zero
 from sigexp.models.fit import BATCH_NORM, CONVOLUTION, Shape, at_least, images, odd, same_extent, two
 
@@ -19,8 +20,15 @@ FC_MOST_WEIGHTS = 2**28  # 1 GB of float32 a member
 
 def linear(input_shape: Shape, target_shape: Shape, *, kernel_size: int = 15) -> nn.Module:
     """One convolution: the general FIR filter."""
-    conv = CONVOLUTION[same_extent("linear", input_shape, target_shape)]
-    return conv(input_shape[0], target_shape[0], odd("kernel_size", kernel_size), padding=kernel_size // 2)
+    rank = same_extent("linear", input_shape, target_shape)
+    return convolution(rank, input_shape[0], target_shape[0], odd("kernel_size", kernel_size))
+
+
+def convolution(rank: int, in_channels: int, out_channels: int, kernel_size: int) -> nn.Module:
+    """A zero-padded convolution over `rank` axes, in two of them by FFT where that is quicker."""
+    if rank == 2 and kernel_size >= SMALLEST_KERNEL and in_channels * out_channels <= MOST_CHANNEL_PAIRS:
+        return FFTConv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+    return CONVOLUTION[rank](in_channels, out_channels, kernel_size, padding=kernel_size // 2)
 
 
 def separable(input_shape: Shape, target_shape: Shape, *, kernel_size: int = 15) -> nn.Module:
@@ -90,13 +98,13 @@ def deep(
 
     output_kernel_size: None takes `kernel_size`.
     """
-    conv = CONVOLUTION[same_extent("deep", input_shape, target_shape)]
+    rank = same_extent("deep", input_shape, target_shape)
     at_least("channels", 1, channels)
     second = odd("output_kernel_size", kernel_size if output_kernel_size is None else output_kernel_size)
     return nn.Sequential(
-        conv(input_shape[0], channels, odd("kernel_size", kernel_size), padding=kernel_size // 2),
+        convolution(rank, input_shape[0], channels, odd("kernel_size", kernel_size)),
         pointwise(activation),
-        conv(channels, target_shape[0], second, padding=second // 2),
+        convolution(rank, channels, target_shape[0], second),
     )
 
 

@@ -213,4 +213,7 @@ class Population:
 
     def member(self, p: int) -> nn.Module:
         """A free-standing copy of one member, in evaluation mode and the usual memory layout."""
-        return copy.deepcopy(self._members[p]).to(memory_format=torch.contiguous_format).eval()
+        member = copy.deepcopy(self._members[p])
+        for parameter in member.parameters():
+            parameter.data = parameter.data.contiguous()
+        return member.eval()
