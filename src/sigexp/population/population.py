@@ -215,5 +215,5 @@ class Population:
         """A free-standing copy of one member, in evaluation mode and the usual memory layout."""
         member = copy.deepcopy(self._members[p])
         for parameter in member.parameters():
-            parameter.data = parameter.data.contiguous()
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
         return member.eval()
