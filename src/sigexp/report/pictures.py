@@ -1,14 +1,16 @@
 """What can be seen of a trained model: examples with its outputs, and its first layer's kernels."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sigexp.problem import Problem, Reference
 from sigexp.report import figures
 
 EXAMPLES = 4
+DETAIL = 64  # pixels of a side shown of a whole photograph
+PLAIN = ("identity", "constant", "exact")  # references that show nothing which input and target do not
 
 
 def pictures(
@@ -16,21 +18,60 @@ def pictures(
 ) -> dict[str, bytes]:
     """What can be seen of a model: name -> PNG."""
     model = model.to(device).eval()
-    split = "valid" if "test" in problem.ragged else "test"  # patches show pixels, whole photographs do not
-    inputs, targets = problem.examples(split, 0, EXAMPLES)
-    with torch.no_grad():
-        outputs = model(inputs.to(device)).cpu()
-    found = {}
+
+    def learned(inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            return model(inputs.to(device)).cpu()
+
     if problem.kind == "class":
-        labels = problem.labels or tuple(map(str, range(problem.classes or 0)))
-        captions = [f"{labels[t]}, said {labels[o]}" if o < len(labels) else f"{labels[t]}, said {o}"
-                    for t, o in zip(targets.tolist(), outputs.argmax(1).tolist(), strict=True)]  # fmt: skip
-        found["examples"] = figures.class_grid(inputs, captions)
+        found = {"examples": decisions(learned, problem)}
     else:
-        columns = {"input": inputs, "output": outputs, "target": targets}
-        for name, reference in references.items():
-            if reference.predict is not None and name not in ("identity", "constant", "exact"):
-                columns[name] = reference.predict(inputs)
-        found["examples"] = figures.example_rows(problem, columns)
+        shown = {name: r.predict for name, r in references.items() if r.predict and name not in PLAIN}
+        columns = details if "test" in problem.ragged else first_examples
+        found = {"examples": figures.example_rows(problem, columns(problem, {"output": learned, **shown}))}
     kernels = figures.kernels(model)
     return {**found, "kernels": kernels} if kernels else found
+
+
+def decisions(predict: Callable[[Tensor], Tensor], problem: Problem) -> bytes:
+    """Test examples of a class problem, captioned by what they are and what the model says."""
+    inputs, targets = problem.examples("test", 0, min(2 * EXAMPLES, problem.sizes["test"] or 2 * EXAMPLES))
+    labels = problem.labels or tuple(map(str, range(problem.classes or 0)))
+    said = [labels[o] if o < len(labels) else str(o) for o in predict(inputs).argmax(1).tolist()]
+    return figures.class_grid(inputs, [f"{labels[t]}, said {s}" for t, s in zip(targets.tolist(), said, strict=True)])
+
+
+def first_examples(problem: Problem, predictors: Mapping[str, Callable[[Tensor], Tensor]]) -> dict[str, Tensor]:
+    """Input, outputs and target of the first test examples, by column."""
+    inputs, targets = problem.examples("test", 0, min(EXAMPLES, problem.sizes["test"] or EXAMPLES))
+    outputs = {name: predict(inputs) for name, predict in predictors.items()}
+    return {"input": inputs, "target": targets, **outputs}
+
+
+def details(problem: Problem, predictors: Mapping[str, Callable[[Tensor], Tensor]]) -> dict[str, Tensor]:
+    """The busiest places of the first two test photographs, cut from what was computed for the whole of them."""
+    rows: dict[str, list[Tensor]] = {}
+    for i in range(min(2, problem.sizes["test"] or 2)):
+        inputs, targets = problem.sample("test", torch.tensor([i]))
+        whole = {"input": inputs, "target": targets, **{name: predict(inputs) for name, predict in predictors.items()}}
+        for top, left in busiest(targets[0], EXAMPLES // 2):
+            for name, image in whole.items():
+                rows.setdefault(name, []).append(image[0, :, top : top + DETAIL, left : left + DETAIL])
+    smallest = min(min(part.shape[1:]) for part in rows["target"])
+    return {name: torch.stack([part[:, :smallest, :smallest] for part in parts]) for name, parts in rows.items()}
+
+
+def busiest(image: Tensor, count: int) -> list[tuple[int, int]]:
+    """Corners (top, left), even so that a mosaic keeps its phase, of the windows of [C, H, W] with most variance."""
+    height, width = image.shape[1:]
+    corners = [
+        (top, left)
+        for top in range(0, max(1, height - DETAIL + 1), DETAIL // 2)
+        for left in range(0, max(1, width - DETAIL + 1), DETAIL // 2)
+    ]
+    variance = {c: float(image[:, c[0] : c[0] + DETAIL, c[1] : c[1] + DETAIL].var((1, 2)).sum()) for c in corners}
+    chosen: list[tuple[int, int]] = []
+    for corner in sorted(corners, key=variance.__getitem__, reverse=True):
+        if all(abs(corner[0] - c[0]) >= DETAIL or abs(corner[1] - c[1]) >= DETAIL for c in chosen):
+            chosen.append(corner)
+    return chosen[:count]
