@@ -50,11 +50,11 @@ class Trainer:
 @dataclass
 class Search:
     _target_: str = MISSING
-    members: int = 12
+    members: int = 8
     survivors: int = 4
-    initial_samples: int = 4000  # for each initial member
-    round_samples: int = 4000  # for each member and round
-    max_samples: int = 400_000  # member-samples of the whole search
+    initial_samples: int = 2000  # for each initial member
+    round_samples: int = 2000  # for each member and round
+    max_samples: int = 100_000  # member-samples of the whole search
     lr_decades: float = 1.0  # initial learning rates: trainer.optimizer.lr x 10^(-decades .. decades)
     lr_min: float = 1e-7
     lr_max: float = 1e2

@@ -75,6 +75,8 @@ def _missing_choice(error: MissingConfigException) -> str:
 
 def _unknown_key(error: ConfigKeyError | ConfigAttributeError) -> str:
     name = str(error.full_key or error.key)
+    if name in ("experiment", "tune"):
+        return f"{name}: its YAML must begin with the line '# @package _global_'"
     parent = error.parent_node
     keys = [str(key) for key in parent] if parent is not None and hasattr(parent, "keys") else []
     return f"{name}: no such setting{did_you_mean(name.rpartition('.')[2], keys)}"
