@@ -60,7 +60,7 @@ class Search:
     lr_max: float = 1e2
     batch_min: int = 1
     batch_max: int = 1000
-    selection: str = "valid"  # valid: validation loss; train: mean of the last 100 minibatch losses
+    selection: str = "valid"  # by validation loss; train: by the mean of the last 100 minibatch losses
     valid_samples: int = 500  # validation examples a round is scored on, at most
     selection_noise: float = 0.0  # the score is multiplied by 1 + noise x N(0, 1)
     patience: int | None = 12  # rounds without improvement before it stops

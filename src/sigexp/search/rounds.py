@@ -112,12 +112,12 @@ class SearchLoop:
             lineage = {**{c.id: lineage[c.id] for c in kept}, **{m.id: m.samples for m in members}}
             if all(math.isinf(c.score) for c in candidates):
                 raise Diverged(f"all {len(candidates)} members diverged in round {number + 1}")
-            champion = min(members, key=lambda m: m.valid_loss)
-            least = best.valid_loss if best else math.inf
-            if champion.valid_loss < least:
+            champion = min(members, key=self._score_of)
+            least = self._score_of(best) if best else math.inf
+            if self._score_of(champion) < least:
                 best = champion
                 best_state = take(after, torch.tensor([members.index(champion)]))
-            improved = champion.valid_loss < least * (1 - self.search.min_improvement)
+            improved = self._score_of(champion) < least * (1 - self.search.min_improvement)
             waited = 0 if improved else waited + 1
             assert best is not None
             number += 1
