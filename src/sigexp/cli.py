@@ -92,7 +92,7 @@ def command(words: list[str]) -> int:
     if words[0] in verbs:
         return verbs[words[0]](words[1:])
     if not words[0].startswith("-") and "=" not in words[0] and words[0][:1] not in ("~", "+"):
-        from sigexp.config import did_you_mean  # at the cost of Hydra's import, for an error only
+        from sigexp.fields import did_you_mean
 
         hint = did_you_mean(words[0], verbs)
         raise SystemExitCode(

@@ -13,7 +13,8 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from sigexp.config import ConfigError, did_you_mean
+from sigexp.config import ConfigError
+from sigexp.fields import did_you_mean
 
 DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR})
 

@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from safetensors.torch import save as safetensors
-from torch import Tensor, nn
+from torch import nn
 
 import sigexp
 from sigexp import config as configuration
 from sigexp import evaluation, fitting, machine
+from sigexp.bounds import linear_bounds
 from sigexp.config import ConfigError
 from sigexp.names import Names
 from sigexp.population.feed import Feed
@@ -24,10 +24,9 @@ from sigexp.population.population import Population
 from sigexp.problem import Problem, Reference
 from sigexp.report.pictures import pictures
 from sigexp.report.terminal import Terminal, best_reference
+from sigexp.saved import save_model
 from sigexp.search.base import HParams
 from sigexp.search.rounds import Outcome, RoundRecord, SearchLoop
-from sigexp.signal import least_squares
-from sigexp.signal.quality import mse
 from sigexp.track import folder as folders
 from sigexp.track.events import Events
 
@@ -73,13 +72,13 @@ def run(
     problem = ready.problem
     sign = folders.signature(config, problem.source, sigexp.__version__)
     folder = folders.create(Path(config["outputs"]), names.experiment, names.model, sign)
-    with logging_to(folder, command), closing(Events(folder)) as events:
+    with folders.logging_to(folder, command), closing(Events(folder)) as events:
         log.info("allocator tuned: %s; threads: %d; device: %s", allocator_tuned, torch.get_num_threads(), ready.device)
         write_config(folder, config, names, overrides)
         outcome, population, feed = train(config, ready, folder, events)
         population.load_state(outcome.state)
         best = population.member(0)
-        save_model(folder, best, config, names, ready)
+        save_model(folder, best, described(config, names, ready))
         judged = {**problem.references, **linear_bounds(best, problem, feed, config["footprint"])}
         test, references = judge(best, problem, judged, ready.device)
         result = summary(config, names, ready, outcome, best, test, references, command, began)
@@ -200,37 +199,6 @@ def recorder(
     return record
 
 
-def linear_bounds(model: nn.Module, problem: Problem, feed: Feed, footprint: int) -> dict[str, Reference]:
-    """The best linear filter of the experiment's footprint, fitted in closed form to the same training data.
-
-    A model that is one convolution is measured at its own kernel size. Only where outputs are as large as inputs,
-    under squared error, and where the fit takes seconds.
-    """
-    shape, target = problem.shapes()
-    if problem.loss is not mse or feed.size is None or shape[1:] != target[1:]:
-        return {}
-    flat = len(shape) == 2
-    sides = model.kernel_size if isinstance(model, (nn.Conv1d, nn.Conv2d)) else (footprint,)
-    kernel = (1 if flat else sides[0], sides[-1])
-    if kernel[0] % 2 == 0 or kernel[1] % 2 == 0:
-        return {}
-    extent = (feed.size, shape[0], *((1, shape[1]) if flat else shape[1:]))
-    if least_squares.flops(extent, kernel) > least_squares.MOST_FLOPS:
-        log.info("no least-squares bound: %d x %d on %s is too large", *kernel, list(shape))
-        return {}
-    inputs, targets = (part.cpu() for part in feed.data())
-    if flat:
-        inputs, targets = inputs[:, :, None], targets[:, :, None]
-    weight, bias = (part.float() for part in least_squares.fit_convolution(inputs, targets, kernel))
-
-    def predict(x: Tensor) -> Tensor:
-        x = x[:, :, None] if flat else x
-        y = torch.nn.functional.conv2d(x, weight.to(x), bias.to(x), padding=(kernel[0] // 2, kernel[1] // 2))
-        return y[:, :, 0] if flat else y
-
-    return {"least_squares_train": Reference(predict=predict)}
-
-
 def judge(
     model: nn.Module, problem: Problem, references: Mapping[str, Reference], device: torch.device
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
@@ -303,11 +271,9 @@ def write_config(folder: Path, config: Mapping[str, Any], names: Names, override
     folders.write(folder / "composed.yaml", yaml.safe_dump(composed, sort_keys=False))
 
 
-def save_model(folder: Path, model: nn.Module, config: Mapping[str, Any], names: Names, ready: Ready) -> None:
-    """The best member's weights, and the JSON that rebuilds it."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    folders.write(folder / "model.safetensors", safetensors(state))
-    rebuild = {
+def described(config: Mapping[str, Any], names: Names, ready: Ready) -> dict[str, Any]:
+    """What model.json says of the best member: enough to rebuild it, and to say what it is for."""
+    return {
         "schema_version": SCHEMA_VERSION,
         "experiment": names.experiment,
         "kind": ready.problem.kind,
@@ -318,7 +284,6 @@ def save_model(folder: Path, model: nn.Module, config: Mapping[str, Any], names:
         "model": dict(config["model"]),
         "version": sigexp.__version__,
     }
-    folders.write(folder / "model.json", folders.dumps(rebuild, indent=2) + "\n")
 
 
 def show(
@@ -353,23 +318,3 @@ def hparams_of(config: Mapping[str, Any], names: Names) -> dict[str, str | float
         "seed": config["seed"],
         "dataset_seed": int(config["dataset"].get("seed", 0)),
     }
-
-
-@contextmanager
-def logging_to(folder: Path, command: str) -> Iterator[None]:
-    """run.log in the run's folder: the command and the versions first, the traceback last where a run ends early."""
-    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    log.addHandler(handler)
-    log.info("command: %s", command)
-    log.info("versions: %s", machine.versions())
-    try:
-        yield
-    except BaseException:
-        log.exception("the run ended early")
-        raise
-    finally:
-        log.removeHandler(handler)
-        handler.close()

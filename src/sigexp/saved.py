@@ -1,4 +1,4 @@
-"""A learned model out of a run's folder, without running anything the folder names.
+"""A learned model in a run's folder, and out of it without running anything the folder names.
 
 `model.json` may name only targets that a conf in force offers (the packaged one or the user's ./conf) and modules of
 `torch.nn`; weights are safetensors. No pickle is read.
@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from sigexp import catalog, config
+from sigexp.track import folder as folders
 
 
 def offered_targets() -> set[str]:
@@ -63,6 +64,13 @@ def refuse_magic(node: Any, where: Path) -> None:
             refuse_magic(item, where)
     elif isinstance(node, str) and "${" in node:
         raise ValueError(f"{where}: holds {node!r}; a saved model has plain values only")
+
+
+def save_model(folder: Path, model: nn.Module, described: Mapping[str, Any]) -> None:
+    """The weights, and the JSON that rebuilds the model."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    folders.write(folder / "model.safetensors", save(state))
+    folders.write(folder / "model.json", folders.dumps(described, indent=2) + "\n")
 
 
 def load_model(folder: Path) -> nn.Module:

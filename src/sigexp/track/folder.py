@@ -2,13 +2,19 @@
 
 import hashlib
 import json
+import logging
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from sigexp.machine import versions
+
+log = logging.getLogger("sigexp")
 
 UNSIGNED = ("outputs", "device", "models")  # settings that do not determine the result
 
@@ -69,3 +75,23 @@ def jsonable(value: Any) -> Any:
 
 def dumps(value: Any, indent: int | None = None) -> str:
     return json.dumps(jsonable(value), indent=indent, allow_nan=False)
+
+
+@contextmanager
+def logging_to(folder: Path, command: str) -> Iterator[None]:
+    """run.log in the run's folder: the command and the versions first, the traceback last where a run ends early."""
+    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.addHandler(handler)
+    log.info("command: %s", command)
+    log.info("versions: %s", versions())
+    try:
+        yield
+    except BaseException:
+        log.exception("the run ended early")
+        raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()

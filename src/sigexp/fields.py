@@ -1,0 +1,59 @@
+"""Values of a YAML file against Python annotations, and hints for words that are none of the options."""
+
+import difflib
+import inspect
+import types
+from collections.abc import Iterable
+from typing import Any, Literal, Union, get_args, get_origin
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """A hint for a word that is none of the options: '; did you mean X?' or '; one of A, B, C'."""
+    options = sorted(str(option) for option in options)
+    close = difflib.get_close_matches(str(word), options, n=3, cutoff=0.5)
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    return f"; it can be one of {', '.join(options)}" if options else ""
+
+
+def accepts(annotation: Any, value: Any) -> bool:
+    """Whether a YAML value fits a Python annotation; a whole number is a float too, a list may be a tuple."""
+    if annotation is Any or annotation is inspect.Parameter.empty:
+        return True
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return any(accepts(option, value) for option in inner)
+    if origin is Literal:
+        return any(value == option and type(value) is type(option) for option in inner)
+    if origin in (tuple, list) or annotation in (tuple, list):
+        if not isinstance(value, (list, tuple)):
+            return False
+        if not inner:
+            return True
+        if origin is list or inner[-1] is Ellipsis:
+            return all(accepts(inner[0], item) for item in value)
+        return len(value) == len(inner) and all(map(accepts, inner, value))
+    if origin is not None and isinstance(origin, type):
+        return isinstance(value, origin)
+    if annotation is None or annotation is type(None):
+        return value is None
+    if isinstance(value, bool):
+        return annotation is bool
+    if annotation is float:
+        return isinstance(value, (int, float))
+    return isinstance(value, annotation) if isinstance(annotation, type) else True
+
+
+def describe(annotation: Any) -> str:
+    """An annotation in the words of an error message."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(option) for option in inner)
+    if origin is Literal:
+        return " or ".join(repr(option) for option in inner)
+    if origin in (tuple, list):
+        if origin is tuple and inner and inner[-1] is not Ellipsis:
+            return f"a list of {len(inner)} values, each {describe(inner[0])}"
+        return f"a list of {describe(inner[0])}" if inner else "a list"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
+    return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
