@@ -49,7 +49,7 @@ def row(result: dict[str, Any]) -> str:
         best_of(trivial, metric),
         best_of(others, metric),
         samples(result["samples"]),
-        samples(result["budget"]["lecture_max_samples"]),
+        samples(result["budget"]["lecture_max_samples"] or 0),
         f"{result['seconds']:.0f}",
         samples(result["member_samples_per_second"]),
     )

@@ -64,7 +64,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return command(words)
     except KeyboardInterrupt as stop:
         code = 143 if isinstance(stop, Interrupted) else 130
-        say(f"interrupted; what was recorded stays in the run's folder. Start again with: sigexp {shlex.join(words)}")
+        where = f"; what was recorded is in {stop.args[0]}" if stop.args else ""
+        say(f"interrupted{where}. Start again with: sigexp {shlex.join(words)}")
         return code
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output left; nothing to say to it
@@ -110,6 +111,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         raise SystemExitCode(f"{message}; {self.format_usage().strip()}")
+
+
+def wrong_words(message: str) -> Any:
+    raise SystemExitCode(f"{message}; `sigexp --help` shows what there is")
 
 
 def list_choices(words: list[str]) -> int:
@@ -204,7 +209,9 @@ def hydra_run(words: list[str]) -> int:
 
     from sigexp import config
 
-    sys.argv = ["sigexp", *overrides_first(words, get_args_parser())]
+    parser = get_args_parser()
+    parser.error = wrong_words  # type: ignore[method-assign]
+    sys.argv = ["sigexp", *overrides_first(words, parser)]
     failures: list[Exception] = []
 
     def task(cfg: DictConfig) -> float | None:

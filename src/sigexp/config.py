@@ -143,9 +143,8 @@ def build(node: Mapping[str, Any], *args: Any, what: str) -> Any:
     try:
         return instantiate(dict(node), *args, _convert_="all")
     except Exception as error:
-        cause = error.__cause__
-        if isinstance(cause, (ValueError, OSError)):
-            raise cause from None
+        if error.__cause__ is not None:
+            raise error.__cause__ from None  # Hydra's wrapper hides where it happened
         raise
 
 
@@ -189,7 +188,8 @@ def check(config: Mapping[str, Any]) -> None:
             if name not in schema.__dataclass_fields__:
                 hint = did_you_mean(str(name), schema.__dataclass_fields__)
                 raise ConfigError(f"{section}.{name}: no such field{hint}")
-    _one_of("device", config["device"].partition(":")[0], ("auto", "cpu", "cuda", "mps"))
+    if config["device"].partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
+        raise ConfigError(f"device={config['device']}: expected auto, cpu, cuda, cuda:NUMBER or mps")
     _one_of("trainer.optimizer.name", optimizer["name"], ("sgd", "adam", "adamw"))
     _one_of("trainer.precision", trainer["precision"], ("fp32", "bf16"))
     _one_of("trainer.schedule", trainer["schedule"], ("constant", "cosine"))

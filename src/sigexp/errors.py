@@ -1,7 +1,9 @@
 """What a user is told about an error: one or two lines, and the exit code."""
 
 import errno
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
 import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -39,7 +41,9 @@ def explanation(error: BaseException) -> tuple[int, str]:
                 return found
     if isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, HydraException)):
         return 2, first_lines(error)
-    return 1, f"internal error: {type(error).__name__}: {first_lines(error)}\nHYDRA_FULL_ERROR=1 shows the traceback"
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    where = f" ({Path(last[0].filename).name}:{last[0].lineno})" if last else ""
+    return 1, f"{type(error).__name__}{where}: {first_lines(error)}\nHYDRA_FULL_ERROR=1 shows the traceback"
 
 
 def first_lines(error: BaseException, most: int = 2) -> str:
@@ -52,6 +56,8 @@ def _configuration(error: BaseException) -> tuple[int, str] | None:
         return 2, _missing_choice(error)
     if isinstance(error, OverrideParseException):
         return 2, f"{error.override}: cannot be read as NAME=VALUE ({first_lines(error, 1)})"
+    if "Ambiguous value for argument" in str(error) or "requires --multirun" in str(error):
+        return 2, f"{first_lines(error, 1)}: several values are a sweep; add -m"
     if "override must be a string or a list" in str(error):
         return 2, "a choice cannot be null: give experiment=NAME, model=NAME, search=NAME (`sigexp list` shows them)"
     if isinstance(error, (ConfigKeyError, ConfigAttributeError)):

@@ -14,8 +14,8 @@ import yaml
 from torch import nn
 
 import sigexp
+from sigexp import catalog, evaluation, fitting, machine
 from sigexp import config as configuration
-from sigexp import evaluation, fitting, machine
 from sigexp.bounds import linear_bounds
 from sigexp.config import ConfigError
 from sigexp.names import Names
@@ -117,7 +117,8 @@ def train(config: Mapping[str, Any], ready: Ready, folder: Path, events: Events)
         feed.data()
     log.info("data ready after %.1f s: %s", time.perf_counter() - began, dict(problem.source))
     population, hparams = populate(ready.members, problem, trainer, ready.device)
-    with Terminal(problem.headline, best_reference(valid, problem.headline), settings.max_samples) as terminal:
+    title = f"{folder}: {len(ready.members)} members on {ready.device}"
+    with Terminal(title, problem.headline, best_reference(valid, problem.headline), settings.max_samples) as terminal:
         loop = SearchLoop(
             settings,
             population,
@@ -243,7 +244,7 @@ def summary(
         "samples": outcome.total_samples,
         "budget": {
             "max_samples": config["search"]["max_samples"],
-            "lecture_max_samples": config["lecture"]["max_samples"],
+            "lecture_max_samples": config["lecture"]["max_samples"] if of_the_lecture(names) else None,
         },
         "rounds": outcome.rounds,
         "stopped": outcome.stopped,
@@ -263,6 +264,11 @@ def summary(
         "versions": machine.versions(),
         "command": command,
     }
+
+
+def of_the_lecture(names: Names) -> bool:
+    """Whether the experiment is a packaged one, whose `lecture` settings mean something."""
+    return any(choice.name == names.experiment and not choice.own for choice in catalog.choices("experiment"))
 
 
 def write_config(folder: Path, config: Mapping[str, Any], names: Names, overrides: Sequence[str]) -> None:

@@ -114,11 +114,12 @@ def blockwise(draw: Draw, *, seed: int, block: int = 250) -> Sample:
 
     def one(split: Split, number: int) -> tuple[np.ndarray, np.ndarray]:
         inputs, targets = draw(generator(seed, split, number), split, block)
-        assert len(inputs) == len(targets) == block
+        if not len(inputs) == len(targets) == block:
+            raise ValueError(f"draw gave {len(inputs)} inputs and {len(targets)} targets; it was asked for {block}")
         return inputs, targets
 
     def sample(split: Split, index: Tensor) -> Batch:
-        where = index.numpy()
+        where = torch.as_tensor(index).numpy()
         if len(where) == 0:
             raise ValueError("no example was asked for: the index is empty")
         numbers, rows = where // block, where % block
@@ -177,13 +178,14 @@ def identity() -> Reference:
     return Reference(predict=lambda inputs: inputs)
 
 
-def constant(sample: Sample) -> Reference:
-    """The best constant under squared error, a value per channel: the mean of the first 250 training targets."""
+def constant(sample: Sample, size: int | str) -> Reference:
+    """The best constant under squared error, a value per channel: the mean of the first 250 training targets, or of
+    all where `size` is less."""
     means: list[Tensor] = []
 
     def predict(inputs: Tensor) -> Tensor:
         if not means:
-            targets = sample("train", torch.arange(250)).targets
+            targets = sample("train", torch.arange(min(250, size) if isinstance(size, int) else 250)).targets
             means.append(targets.mean([0, *range(2, targets.ndim)]))
             same = targets.shape[2:] == sample("train", torch.arange(1)).inputs.shape[2:]
             means.append(torch.tensor(() if same else targets.shape[2:]))

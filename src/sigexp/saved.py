@@ -87,7 +87,10 @@ def load_model(folder: Path) -> nn.Module:
     refuse_magic(node, described)
     for target in targets(node):
         if not trusted(target):
-            raise ValueError(f"{described}: names {target!r}, which neither sigexp's conf nor your ./conf offers")
+            raise ValueError(
+                f"{described}: names {target!r}, which neither sigexp's conf nor your ./conf offers; "
+                "a model of your own loads in the folder that holds its ./conf"
+            )
     with torch.random.fork_rng(devices=[]):
         model: nn.Module = config.build(node, *shapes, what="model")
     try:

@@ -26,7 +26,7 @@ def preview(config: Mapping[str, Any], names: Names, output: Path | None) -> str
         picture = figures.class_grid(inputs, [labels[t] for t in targets.tolist()])
     else:
         picture = figures.example_rows(problem, {"input": inputs, "target": targets})
-    path = output or Path(f"preview-{names.experiment}.png")
+    path = (output or Path(f"preview-{names.experiment}")).with_suffix(".png")
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: the folder {path.parent} does not exist")
     path.write_bytes(picture)

@@ -65,7 +65,7 @@ def bayer_mosaic(
         },
         references={
             "identity": identity(),
-            "constant": constant(sample),
+            "constant": constant(sample, size),
             "bilinear": Reference(predict=partial(demosaic, method="bilinear")),
             "vng": Reference(predict=partial(demosaic, method="vng")),
             "edge_aware": Reference(predict=partial(demosaic, method="edge_aware")),

@@ -185,6 +185,6 @@ def _problem(
         sizes={"train": train_size(size), "valid": 500, "test": test_size, "noisy": test_size},
         loss=mse,
         metrics={"pixel_error": pixel_error, "iou": iou, "mse": mse},
-        references={"identity": identity(), "constant": constant(sample), **references},
+        references={"identity": identity(), "constant": constant(sample, size), **references},
         source={"signals": "synthetic blobs"},
     )

@@ -43,7 +43,7 @@ def rgb_to_xyz(
         metrics={"mse": mse},
         references={
             "identity": identity(),
-            "constant": constant(sample),
+            "constant": constant(sample, size),
             "exact": Reference(predict=color.rgb_to_xyz),
         },
         source=source.source,

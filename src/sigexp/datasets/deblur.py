@@ -57,6 +57,6 @@ def blurred_digits(
         sizes=sizes,
         loss=mse,
         metrics={"psnr": psnr, "mse": mse, "mse_interior": partial(mse, border=5), "ssim": ssim},
-        references={"identity": identity(), "constant": constant(sample)},
+        references={"identity": identity(), "constant": constant(sample, size)},
         source=source.source,
     )

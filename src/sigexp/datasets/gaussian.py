@@ -46,7 +46,7 @@ def gaussian_impulses(
         metrics={"mse": mse, "mse_interior": partial(mse, border=border)},
         references={
             "identity": identity(),
-            "constant": constant(sample),
+            "constant": constant(sample, size),
             "exact": Reference(predict=lambda x: torch.from_numpy(gaussian_filter(x[:, 0].numpy(), sigma))[:, None]),
         },
         source={"signals": "synthetic impulses"},

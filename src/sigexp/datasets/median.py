@@ -76,7 +76,7 @@ def median_photographs(
         metrics={"mse": mse, "mse_interior": partial(mse, border=window), "psnr": partial(psnr, border=window)},
         references={
             "identity": identity(),
-            "constant": constant(sample),
+            "constant": constant(sample, size),
             "gaussian": Reference(predict=partial(shifted_gaussian, window=window)),
             "exact": Reference(predict=partial(exact_median, window=window)),
         },

@@ -47,7 +47,7 @@ def iir(
         metrics={"mse": mse},
         references={
             "identity": identity(),
-            "constant": constant(sample),
+            "constant": constant(sample, size),
             "exact": Reference(predict=lambda x: torch.from_numpy(exact(x.numpy()))),
         },
         source={"signals": "synthetic impulses"},
@@ -87,7 +87,7 @@ def spikes(
         metrics={"mse": mse, "mse_interior": partial(mse, border=border)},
         references={
             "identity": identity(),
-            "constant": constant(sample),
+            "constant": constant(sample, size),
             "exact": Reference(predict=lambda x: x @ torch.from_numpy(matrix).to(x)),
         },
         source={"signals": "synthetic spike trains"},

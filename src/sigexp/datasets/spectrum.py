@@ -47,7 +47,7 @@ def spectrum(
         loss=mse,
         metrics={"mse": mse},
         references={
-            "constant": constant(sample),
+            "constant": constant(sample, size),
             "exact": Reference(predict=lambda x: torch.from_numpy(exact(x.numpy()))),
         },
         source={"signals": "synthetic sinusoids"},
@@ -103,7 +103,7 @@ def spectrum_power(
         loss=mse,
         metrics={"mse": mse, "mse_interior": partial(mse, border=border)},
         references={
-            "constant": constant(sample),
+            "constant": constant(sample, size),
             "exact": Reference(predict=lambda x: torch.from_numpy(exact(x.numpy()))),
         },
         source={"signals": "synthetic tone bursts"},

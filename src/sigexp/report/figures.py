@@ -21,12 +21,14 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def displayable(image: Tensor) -> tuple[np.ndarray, dict[str, Any]]:
-    """One image [C, H, W] for `imshow`: colours as they are, a single channel in grey between its extremes."""
+def displayable(image: Tensor, like: Tensor | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    """One image [C, H, W] for `imshow`: colours as they are, a single channel in grey between the extremes of `like`
+    (by default its own)."""
     array = image.detach().float().cpu().numpy()
     if array.shape[0] == 3:
         return array.transpose(1, 2, 0).clip(0, 1), {}
-    low, high = float(array[0].min()), float(array[0].max())
+    scale = image if like is None else like
+    low, high = float(scale[0].min()), float(scale[0].max())
     return array[0], {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-6)}
 
 
@@ -47,7 +49,8 @@ def example_rows(problem: Problem, columns: Mapping[str, Tensor], classes: Seque
     for column, (name, images) in enumerate(columns.items()):
         for row in range(rows):
             axis = axes[row][column]
-            array, style = displayable(images[row])
+            # Outputs are shown on their target's scale, so that a wrong gain or offset can be seen.
+            array, style = displayable(images[row], columns["target"][row] if name != "input" else None)
             axis.imshow(array, interpolation="nearest", **style)
             axis.set_xticks([])
             axis.set_yticks([])
@@ -95,7 +98,7 @@ def sequence_rows(columns: Mapping[str, Tensor]) -> bytes:
                     axis.plot(signal, label=label, **styles.get(name, {"linewidth": 1.1}))
             axis.margins(x=0)
             if row == 0:
-                axis.legend(loc="upper right", fontsize=7)
+                axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=6, fontsize=7, frameon=False)
         for axis, (name, signals) in zip(axes[row][len(panels) :], pictures.items(), strict=True):
             axis.imshow(signals[row].detach().float().cpu().numpy(), aspect="auto", origin="lower")
             axis.set_title(name)
@@ -141,11 +144,12 @@ def kernels(model: nn.Module, most: int = 64) -> bytes | None:
         axis.set_axis_off()
     for axis, plane in zip(axes.flat, planes, strict=False):
         if plane.ndim == 1:
+            axis.axhline(0, color="0.7", linewidth=0.5)
             axis.plot(plane, linewidth=1)
             axis.set_ylim(-limit, limit)
         else:
             planes_shown.append(axis.imshow(plane, **style))
     if planes_shown:
         figure.colorbar(planes_shown[0], ax=list(axes.flat), shrink=0.8)
-    figure.suptitle(f"{name}: {' x '.join(map(str, array.shape))}")
+    figure.suptitle(f"{name}: {' x '.join(map(str, array.shape))}, from {-limit:.2g} to {limit:.2g}")
     return png(figure)

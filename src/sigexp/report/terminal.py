@@ -25,7 +25,8 @@ def samples(count: float) -> str:
 class Terminal:
     """Progress of one run on standard error, its result on standard output."""
 
-    def __init__(self, metric: str, best_reference: tuple[str, float] | None, budget: int) -> None:
+    def __init__(self, title: str, metric: str, best_reference: tuple[str, float] | None, budget: int) -> None:
+        self.title = title
         self.metric, self.budget, self.began = metric, budget, time.perf_counter()
         self.console = Console(stderr=True, highlight=False)
         self.reference = ""
@@ -46,6 +47,7 @@ class Terminal:
             self.task = self.progress.add_task("round 1", total=budget, speed="")
 
     def __enter__(self) -> "Terminal":
+        self.console.print(f"{self.title}, budget {samples(self.budget)} member-samples", soft_wrap=True)
         if self.progress:
             self.progress.start()
         self.began = time.perf_counter()
@@ -78,7 +80,7 @@ class Terminal:
             self.progress.update(self.task, description=text)
         else:
             left = (self.budget - record.total_samples) / max(self.speed(), 1e-9)
-            self.console.print(f"{line}, {left:.0f} s left", soft_wrap=True)
+            self.console.print(f"{line}, {left:.1f} s left" if left > 0 else line, soft_wrap=True)
 
 
 def best_reference(references: Mapping[str, Mapping[str, float]], metric: str) -> tuple[str, float] | None:
@@ -101,9 +103,16 @@ def show_result(result: Mapping, folder: str) -> None:
     console.print(
         f"{result['model']['name']}: {result['parameters']:,} parameters; {samples(budget)} member-samples in "
         f"{result['train_seconds']:.0f} s training, {result['seconds']:.0f} s in all "
-        f"({samples(result['member_samples_per_second'])}/s); the lecture's budget is {samples(lecture)}",
+        f"({samples(result['member_samples_per_second'])}/s)"
+        + (f"; the lecture's budget is {samples(lecture)}" if lecture else ""),
         soft_wrap=True,
     )
+    metric = next(iter(best["test"]))
+    value, floor = best["test"][metric], result["references"].get("constant", {}).get(metric)
+    if floor is not None and (value < floor if higher_is_better(metric) else value > floor):
+        console.print(
+            "[yellow]worse than the best constant: raise search.max_samples, or change the learning rate[/yellow]"
+        )
     console.print(f"best member: {hparams}; stopped: {result['stopped']}", soft_wrap=True)
     console.print(
         "data: " + "; ".join(f"{key}: {value}" for key, value in result["dataset"]["source"].items()), soft_wrap=True

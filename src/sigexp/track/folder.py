@@ -1,5 +1,6 @@
 """A run's folder: its name, its exclusive creation, and files that are written whole or not at all."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -32,7 +33,10 @@ def signature(config: Mapping[str, Any], source: Mapping[str, str], version: str
 def create(root: Path, experiment: str, model: str, sign: str) -> Path:
     """Make `root/experiment/model/time-signature` exclusively; -2, -3, ... where another run was quicker."""
     parent = root / experiment / model
-    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # a place that takes no folders, such as /proc
+        raise PermissionError(errno.EACCES, "no folder can be made there", str(parent)) from error
     name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{sign}"
     number = 1
     while True:
@@ -89,6 +93,10 @@ def logging_to(folder: Path, command: str) -> Iterator[None]:
     log.info("versions: %s", versions())
     try:
         yield
+    except KeyboardInterrupt as stop:
+        log.exception("the run was interrupted")
+        stop.args = (str(folder),)
+        raise
     except BaseException:
         log.exception("the run ended early")
         raise
