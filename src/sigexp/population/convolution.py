@@ -1,0 +1,308 @@
+"""Convolutions of a population: P members' kernels on a minibatch that they share, or each on its own activations.
+
+Activations lie in memory as planes [P, C, B, H, W], whatever their logical order, because then one matrix product per
+member covers a whole minibatch, and where the input is shared one product covers all members. Four algorithms make
+a convolution of such products; `Kernels` says which one a layer takes, and is filled by timing them (plan.py).
+
+patches: the windows of the input as columns (im2col), then one product; best for few input channels.
+scatter: the product first, then its rows are shifted and added (col2im); best for few output channels.
+fft: a product of spectra; for large kernels. Those of a shared minibatch are computed once for all members.
+banded: a product with a banded matrix; for filters along one axis.
+library: torch's own convolution, with P times the outputs where the input is shared, else member by member.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import scipy.fft
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Pair = tuple[int, int]
+
+
+def _pair(value: Any) -> Pair:
+    return (int(value[0]), int(value[-1])) if isinstance(value, tuple | list) else (int(value), int(value))
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a convolution does besides its weights."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+
+    @classmethod
+    def of(cls, kernel: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> "Geometry | None":
+        """From the arguments of `F.conv2d`; None where padding='same' is not the same on both sides."""
+        kernel, dilation = _pair(kernel), _pair(dilation)
+        if padding == "same":
+            reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+            if any(r % 2 for r in reach):
+                return None
+            padding = tuple(r // 2 for r in reach)
+        return cls(kernel, _pair(stride), _pair(0 if padding == "valid" else padding), dilation, groups)
+
+    @classmethod
+    def of_line(cls, kernel: int, stride: Any, padding: Any, dilation: Any, groups: int) -> "Geometry | None":
+        """From the arguments of `F.conv1d`, as a convolution of images one pixel high."""
+        stride, dilation = ((1, _pair(value)[1]) for value in (stride, dilation))
+        padding = padding if isinstance(padding, str) else (0, _pair(padding)[1])
+        return cls.of((1, kernel), stride, padding, dilation, groups)
+
+    def extent(self, size: Pair) -> Pair:
+        """Output pixels for inputs of `size`."""
+        (kh, kw), (sh, sw), (ph, pw), (dh, dw) = self.kernel, self.stride, self.padding, self.dilation
+        return (size[0] + 2 * ph - dh * (kh - 1) - 1) // sh + 1, (size[1] + 2 * pw - dw * (kw - 1) - 1) // sw + 1
+
+    def transposed(self) -> "Geometry":
+        """The geometry whose patches are the adjoint of this one's; for stride 1."""
+        padding = tuple(d * (k - 1) - p for k, d, p in zip(self.kernel, self.dilation, self.padding, strict=True))
+        return Geometry(self.kernel, (1, 1), (padding[0], padding[1]), self.dilation, self.groups)
+
+
+@dataclass
+class Kernels:
+    """Which algorithm each convolution takes. `choose` is asked where nothing is known yet, by default for the first.
+
+    chosen: key of a layer -> name. A key names what the layer is, without the number of examples and members.
+    """
+
+    chosen: dict[str, str] = field(default_factory=dict)
+    choose: Callable[[dict[str, Callable], tuple[Any, ...]], str] | None = None
+
+    def pick(self, key: str, candidates: dict[str, Callable], arguments: tuple[Any, ...]) -> Tensor:
+        name = self.chosen.get(key)
+        if name not in candidates:
+            name = self.choose(candidates, arguments) if self.choose and len(candidates) > 1 else next(iter(candidates))
+            if self.choose:
+                self.chosen[key] = name
+        return candidates[name](*arguments)
+
+
+def convolve(
+    kernels: Kernels, geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None, *, shared: bool
+) -> Tensor:
+    """x [B, C, H, W] if shared, else [P, B, C, H, W]; weight [P, D, C, h, w]; bias [P, D] -> [P, B, D, H', W']."""
+    planes = (x[None] if shared else x).transpose(1, 2).contiguous()  # [Q, C, B, H, W], Q = 1 or P
+    candidates = _candidates(geometry, shared, weight)
+    key = " ".join(
+        str(part).replace(" ", "")
+        for part in ("conv", "shared" if shared else "own", tuple(weight.shape[1:]), tuple(planes.shape[-2:]),
+                     geometry.stride, geometry.dilation, geometry.groups)
+    )  # fmt: skip
+    bias = weight.new_zeros(weight.shape[:2]) if bias is None else bias
+    return kernels.pick(key, candidates, (geometry, planes, weight, bias)).transpose(1, 2)
+
+
+def _candidates(geometry: Geometry, shared: bool, weight: Tensor) -> dict[str, Callable[..., Tensor]]:
+    _, outputs, inputs, height, width = weight.shape
+    unit = geometry.stride == (1, 1) and geometry.groups == 1
+    found: dict[str, Callable[..., Tensor]] = {}
+    if unit and geometry.dilation == (1, 1) and height * width >= 81 and inputs * outputs <= 64:
+        found["fft"] = by_fft
+    if unit and not shared and outputs <= 4 and height * width > 1:
+        found["scatter"] = by_scatter
+    if geometry.groups == 1 and (inputs <= 4 or outputs > 4 or not unit):
+        found["patches"] = by_patches
+    if unit and geometry.dilation == (1, 1) and min(height, width) == 1 and max(height, width) >= 5:
+        found["banded"] = by_banded_matrix
+    found["library"] = by_library
+    return found
+
+
+def by_patches(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Windows as columns, then a product. x: [Q, C, B, H, W], Q = 1 or P.
+
+    A column of ones carries the bias, which costs less than a pass over the outputs to add it.
+    """
+    members, outputs = weight.shape[:2]
+    columns = Patches.apply(x, geometry)
+    rows = torch.cat([weight.flatten(2), bias[:, :, None]], 2).view(len(x), -1, columns.shape[1])
+    size = geometry.extent((x.shape[3], x.shape[4]))
+    return torch.bmm(rows, columns).view(members, outputs, x.shape[2], *size)  # [Q, P / Q D, B H' W'] before
+
+
+def by_scatter(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A product for every tap, then the results are shifted and added; stride 1."""
+    members, outputs, inputs, height, width = weight.shape
+    taps = weight.flip(3, 4).permute(0, 1, 3, 4, 2).reshape(members, -1, inputs)  # [P, D h w, C]
+    pixels = x.flatten(2).expand(members, -1, -1)
+    size = geometry.extent((x.shape[3], x.shape[4]))
+    contributions = torch.bmm(taps, pixels)  # [P, D h w, B H W]
+    return Scatter.apply(contributions, geometry.transposed(), (outputs, x.shape[2], *size)) + planewise(bias)
+
+
+def by_library(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """torch's own convolution: of all members at once on a shared input, else of one after the other."""
+    settings = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+    members = len(weight)
+    if len(x) < members and geometry.groups == 1:
+        out = F.conv2d(x[0].transpose(0, 1), weight.flatten(0, 1), bias.flatten(), *settings)
+        return out.unflatten(1, (members, -1)).permute(1, 2, 0, 3, 4).contiguous()
+    examples = x.transpose(1, 2).expand(members, -1, -1, -1, -1)
+    rows = zip(examples.unbind(), weight.unbind(), bias.unbind(), strict=True)
+    return torch.stack([F.conv2d(*row, *settings) for row in rows]).transpose(1, 2)
+
+
+def by_banded_matrix(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A product along one axis with the matrix that a filter of one row or column is; stride 1, no dilation.
+
+    Most of the matrix is zeros, but no windows are copied, and large products run at several times the speed of small
+    convolutions.
+    """
+    along_rows = geometry.kernel[1] > 1  # else along the columns
+    axis = 1 if along_rows else 0
+    members, outputs, inputs = weight.shape[:3]
+    length, out_length = x.shape[3 + axis], geometry.extent((x.shape[3], x.shape[4]))[axis]
+    padding = geometry.padding[axis]
+    line = F.pad(weight.flatten(3), (out_length - 1 - padding, length - geometry.kernel[axis] + padding))
+    band = line.unfold(3, length, 1).flip(3)  # [P, D, C, out, in]
+    if along_rows:
+        matrix = band.permute(0, 2, 4, 1, 3).reshape(members, inputs * length, -1)
+        rows = x.permute(0, 2, 3, 1, 4).reshape(len(x), -1, inputs * length)  # [Q, B H, C W]
+        out = torch.matmul(rows, matrix).view(members, x.shape[2], x.shape[3], outputs, out_length)
+        return out.permute(0, 3, 1, 2, 4) + planewise(bias)
+    matrix = band.permute(0, 1, 3, 2, 4).reshape(len(x), -1, inputs * length)  # [Q, P / Q D out, C in]
+    columns = x.permute(0, 1, 3, 2, 4).reshape(len(x), inputs * length, -1)  # [Q, C H, B W]
+    out = torch.bmm(matrix, columns)
+    return out.view(members, outputs, out_length, x.shape[2], x.shape[4]).transpose(2, 3) + planewise(bias)
+
+
+def by_fft(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A product of spectra; stride 1, no dilation."""
+    return FFTCorrelation.apply(x, weight, bias, geometry.padding)
+
+
+def planewise(bias: Tensor) -> Tensor:
+    """[P, D] as a factor or summand of planes [P, D, B, H, W]."""
+    return bias[:, :, None, None, None]
+
+
+class Patches(torch.autograd.Function):
+    """x [Q, C, B, H, W] -> windows as columns and ones below them [Q, C h w + 1, B H' W']."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, geometry: Geometry) -> Tensor:
+        ctx.geometry, ctx.shape = geometry, x.shape
+        return _patches(x, geometry, ones=1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _scatter(grad[:, :-1], ctx.geometry, ctx.shape[1:]), None
+
+
+class Scatter(torch.autograd.Function):
+    """Every window's values added where the window was: columns [Q, C h w, B H' W'] -> [Q, *shape], shape = (C, B, H, W).
+
+    The adjoint of `Patches` without its ones.
+    """
+
+    @staticmethod
+    def forward(ctx, columns: Tensor, geometry: Geometry, shape: tuple[int, ...]) -> Tensor:
+        ctx.geometry = geometry
+        return _scatter(columns, geometry, shape)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _patches(grad.contiguous(), ctx.geometry), None, None
+
+
+def _patches(x: Tensor, geometry: Geometry, ones: int = 0) -> Tensor:
+    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = geometry.kernel, geometry.stride, geometry.padding, geometry.dilation
+    count, channels, examples, height, width = x.shape
+    size = geometry.extent((height, width))
+    x = F.pad(x, (pw, pw, ph, ph)) if ph or pw else x
+    by_member, by_channel, by_example, by_row, by_column = x.stride()
+    windows = x.as_strided(
+        (count, channels, kh, kw, examples, *size),
+        (by_member, by_channel, dh * by_row, dw * by_column, by_example, sh * by_row, sw * by_column),
+    )
+    columns = x.new_empty(count, channels * kh * kw + ones, examples * size[0] * size[1])
+    columns[:, : channels * kh * kw].view(windows.shape).copy_(windows)
+    columns[:, channels * kh * kw :] = 1
+    return columns
+
+
+def _scatter(columns: Tensor, geometry: Geometry, shape: tuple[int, ...]) -> Tensor:
+    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = geometry.kernel, geometry.stride, geometry.padding, geometry.dilation
+    channels, examples, height, width = shape
+    rows, across = geometry.extent((height, width))
+    taps = columns.unflatten(1, (channels, kh, kw)).unflatten(4, (examples, rows, across))
+    # First along the rows, then along the columns: kw + kh additions instead of kw times kh.
+    wide = columns.new_zeros(len(columns), channels, kh, examples, rows, width + 2 * pw)
+    for j in range(kw):
+        wide[..., j * dw : j * dw + sw * (across - 1) + 1 : sw] += taps[:, :, :, j]
+    wide = wide[..., pw : pw + width]
+    out = columns.new_zeros(len(columns), channels, examples, height + 2 * ph, width)
+    for i in range(kh):
+        out[..., i * dh : i * dh + sh * (rows - 1) + 1 : sh, :] += wide[:, :, i]
+    return out[..., ph : ph + height, :]
+
+
+class FFTCorrelation(torch.autograd.Function):
+    """x [Q, C, B, H, W], weight [P, D, C, h, w], bias [P, D] -> [P, D, B, H', W'], both passes by FFT.
+
+    With the kernel's first tap at -padding, a circle of max(H + padding, H') pixels is long enough: what wraps around
+    meets zeros.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, padding: Pair) -> Tensor:
+        members, outputs, _, kh, kw = weight.shape
+        extent = (x.shape[3] + 2 * padding[0] - kh + 1, x.shape[4] + 2 * padding[1] - kw + 1)
+        circle = [
+            scipy.fft.next_fast_len(max(n + p, m + k - 1 - p), real=True)
+            for n, m, k, p in zip(x.shape[3:], extent, (kh, kw), padding, strict=True)
+        ]
+        taps = F.pad(weight, (0, circle[1] - kw, 0, circle[0] - kh)).roll((-padding[0], -padding[1]), (3, 4))
+        spectra, kernels = torch.fft.rfft2(x, s=circle), torch.fft.rfft2(taps).conj().resolve_conj()
+        ctx.save_for_backward(spectra, kernels)
+        ctx.padding, ctx.shapes, ctx.circle = padding, (x.shape, weight.shape), circle
+        product = _contract("qcb,pdc->pdb", spectra, kernels)
+        product[..., 0, 0] += (bias * circle[0] * circle[1])[:, :, None]  # the bias is the mean
+        return torch.fft.irfft2(product, s=circle)[..., : extent[0], : extent[1]]
+
+    @staticmethod
+    def backward(ctx, grad):
+        spectra, kernels = ctx.saved_tensors
+        (x_shape, weight_shape), circle, padding = ctx.shapes, ctx.circle, ctx.padding
+        errors = torch.fft.rfft2(grad, s=circle)
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            product = _contract("pdb,pdc->pcb", errors, kernels.conj())
+            grad_x = torch.fft.irfft2(product, s=circle)[..., : x_shape[3], : x_shape[4]]
+            grad_x = grad_x.sum(0, keepdim=True) if x_shape[0] < len(grad_x) else grad_x
+        if ctx.needs_input_grad[1]:
+            product = _contract("pdb,qcb->pdc", errors, spectra.conj().resolve_conj())
+            taps = torch.fft.irfft2(product.conj(), s=circle).roll(padding, (3, 4))
+            grad_weight = taps[..., : weight_shape[3], : weight_shape[4]]
+        if ctx.needs_input_grad[2]:
+            grad_bias = errors[..., 0, 0].real.sum(2)
+        return grad_x, grad_weight, grad_bias, None
+
+
+def _contract(equation: str, a: Tensor, b: Tensor) -> Tensor:
+    """An einsum at every frequency, the last two axes; q is 1 or as long as p. By product and sum: these products of
+    a few complex numbers are far from what a matrix product is good at."""
+    left, right, out = equation.replace("->", ",").replace("q", "p").split(",")
+    letters = sorted(set(left + right))
+    views = []
+    for axes, tensor in ((left, a), (right, b)):
+        order = [axes.index(letter) for letter in letters if letter in axes]
+        view = tensor.permute(*order, -2, -1)
+        for position, letter in enumerate(letters):
+            if letter not in axes:
+                view = view.unsqueeze(position)
+        views.append(view)
+    summed = [i for i, letter in enumerate(letters) if letter not in out]
+    kept = [letter for letter in letters if letter in out]
+    lone = [i for i in summed if max(view.shape[i] for view in views) == 1]
+    product = views[0] * views[1]
+    product = product.squeeze(summed) if lone == summed else product.sum(summed)
+    return product.permute(*[kept.index(letter) for letter in out], -2, -1)
