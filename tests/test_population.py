@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from sigexp.population.plan import Plan
 from sigexp.population.population import Population, join, take
 from sigexp.problem import Batch
 from sigexp.signal.quality import mse
@@ -38,7 +39,7 @@ def batches(count: int, size: int) -> list[Batch]:
     return [Batch(make(), make()) for _ in range(count)]
 
 
-def population(modules, optimizer="sgd", clip_norm=None, channels_last=False, **changes) -> Population:
+def population(modules, optimizer="sgd", clip_norm=None, plan=None, **changes) -> Population:
     return Population(
         modules,
         loss=mse,
@@ -46,14 +47,15 @@ def population(modules, optimizer="sgd", clip_norm=None, channels_last=False, **
         optimizer=optimizer,
         hparams={**hparams(len(modules)), **changes},
         clip_norm=clip_norm,
-        channels_last=channels_last,
+        plan=plan,
     )
 
 
 def sequential(module, optimizer, clip_norm, lr, momentum, weight_decay, minibatches):
     module = copy.deepcopy(module).train()
-    if optimizer == "sgd":
-        update = torch.optim.SGD(module.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+    if optimizer in ("sgd", "nesterov"):
+        nesterov = {"nesterov": optimizer == "nesterov"}
+        update = torch.optim.SGD(module.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, **nesterov)
     else:
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
         update = kind(module.parameters(), lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay)
@@ -69,12 +71,21 @@ def sequential(module, optimizer, clip_norm, lr, momentum, weight_decay, minibat
     return module, losses
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+PLANS = [
+    Plan(way="one by one"),
+    Plan(way="one by one", channels_last=True),
+    Plan(way="one by one", slice=3),
+    Plan(way="together"),
+    Plan(way="together", slice=3),
+]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adam", "adamw"])
 @pytest.mark.parametrize("clip_norm", [None, 0.05])
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_equals_separate_training(optimizer, clip_norm, channels_last):
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_equals_separate_training(optimizer, clip_norm, plan):
     modules, steps = members(3), batches(12, 4)
-    together = population(modules, optimizer, clip_norm, channels_last)
+    together = population(modules, optimizer, clip_norm, plan)
     losses = torch.stack([together.step(batch) for batch in steps], 1)
     for p, module in enumerate(modules):
         h = {name: float(value[p]) for name, value in hparams(3).items() if name != "batch_size"}
@@ -160,5 +171,5 @@ def test_evaluation_uses_running_statistics_and_changes_nothing():
 
 
 def test_unknown_optimizers_are_refused():
-    with pytest.raises(ValueError, match="sgd, adam, adamw"):
+    with pytest.raises(ValueError, match="sgd, nesterov, adam, adamw"):
         population(members(1), "adagrad")

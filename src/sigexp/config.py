@@ -29,6 +29,7 @@ class Optimizer:
     lr: float = 0.01
     momentum: float = 0.9  # SGD's momentum; Adam's beta1
     weight_decay: float = 1e-5
+    nesterov: bool = False  # of SGD
 
 
 @dataclass
@@ -39,10 +40,12 @@ class Trainer:
     schedule: str = "constant"  # constant or cosine: over search.max_samples
     clip_norm: float | None = None  # each member's gradient norm is clipped to this
     shuffle: bool = True  # false: minibatches are contiguous slices from a random start
-    execution: str = "auto"
+    execution: str = "auto"  # what is measured to be quickest; together, sequential: all members at once, one by one
     engine: str = "local"
-    processes: int = 1
+    processes: Any = "auto"  # auto: one for every core where that is quicker; the number changes no result
     threads: int | None = None  # of the arithmetic; null: all cores
+    memory_limit: float | None = None  # GB for the activations of one pass; null: half of what is free
+    compile: bool = False  # torch.compile; it takes half a minute before the first step, and the members one by one
     tune_allocator: bool = True  # glibc keeps big tensors' memory between steps: several times quicker
     deterministic: bool = True
 
@@ -193,11 +196,17 @@ def check(config: Mapping[str, Any]) -> None:
     _one_of("trainer.optimizer.name", optimizer["name"], ("sgd", "adam", "adamw"))
     _one_of("trainer.precision", trainer["precision"], ("fp32", "bf16"))
     _one_of("trainer.schedule", trainer["schedule"], ("constant", "cosine"))
-    _one_of("trainer.execution", trainer["execution"], ("auto", "sequential"))
+    _one_of("trainer.execution", trainer["execution"], ("auto", "together", "sequential"))
     _one_of("trainer.engine", trainer["engine"], ("local",))
     _one_of("search.selection", search["selection"], ("valid", "train"))
-    if trainer["processes"] != 1:
-        raise ConfigError(f"trainer.processes={trainer['processes']}: this version trains in 1 process")
+    if trainer["processes"] != "auto" and not (type(trainer["processes"]) is int and trainer["processes"] >= 1):
+        raise ConfigError(f"trainer.processes={trainer['processes']}: expected auto or a whole number of at least 1")
+    if trainer["memory_limit"] is not None and not trainer["memory_limit"] > 0:
+        raise ConfigError(f"trainer.memory_limit={trainer['memory_limit']}: expected a positive number of GB, or null")
+    if trainer["compile"] and trainer["execution"] == "together":
+        raise ConfigError("trainer.compile=true compiles single members; use trainer.execution=sequential with it")
+    if optimizer["nesterov"] and (optimizer["name"] != "sgd" or optimizer["momentum"] == 0):
+        raise ConfigError("trainer.optimizer.nesterov=true needs trainer.optimizer.name=sgd and a momentum")
     whole = "a whole number"
     for name in (
         "members",

@@ -1,6 +1,7 @@
 """One run, from a resolved config to its result. Read it from top to bottom."""
 
 import logging
+import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -19,8 +20,10 @@ from sigexp import config as configuration
 from sigexp.bounds import linear_bounds
 from sigexp.config import ConfigError
 from sigexp.names import Names
+from sigexp.population.calibrate import Calibration, Wanted, calibrate
 from sigexp.population.feed import Feed
 from sigexp.population.population import Population
+from sigexp.population.shards import Shards
 from sigexp.problem import Problem, Reference
 from sigexp.report.pictures import pictures
 from sigexp.report.terminal import Terminal, best_reference
@@ -75,13 +78,12 @@ def run(
     with folders.logging_to(folder, command), closing(Events(folder)) as events:
         log.info("allocator tuned: %s; threads: %d; device: %s", allocator_tuned, torch.get_num_threads(), ready.device)
         write_config(folder, config, names, overrides)
-        outcome, population, feed = train(config, ready, folder, events)
-        population.load_state(outcome.state)
-        best = population.member(0)
+        trained = train(config, ready, folder, events, allocator_tuned)
+        outcome, best, feed = trained.outcome, trained.best, trained.feed
         save_model(folder, best, described(config, names, ready))
         judged = {**problem.references, **linear_bounds(best, problem, feed, config["footprint"])}
         test, references = judge(best, problem, judged, ready.device)
-        result = summary(config, names, ready, outcome, best, test, references, command, began)
+        result = summary(config, names, ready, trained, test, references, command, began)
         show(folder, events, best, problem, judged, outcome, ready.device)
         events.hparams(hparams_of(config, names), {f"test/{k}": v for k, v in test.items()}, outcome.total_samples)
         folders.write(folder / "result.json", folders.dumps(result, indent=2) + "\n")
@@ -107,7 +109,19 @@ def prepare(config: Mapping[str, Any], names: Names) -> Ready:
     return Ready(problem, shapes, settings, members, device)
 
 
-def train(config: Mapping[str, Any], ready: Ready, folder: Path, events: Events) -> tuple[Outcome, Population, Feed]:
+@dataclass(frozen=True)
+class Trained:
+    """What the search came to, and how it was computed."""
+
+    outcome: Outcome
+    best: nn.Module
+    feed: Feed
+    calibration: Calibration
+    processes: int
+    peak_memory_bytes: int  # of the processes beside this one
+
+
+def train(config: Mapping[str, Any], ready: Ready, folder: Path, events: Events, allocator_tuned: bool) -> Trained:
     """The search, from drawing the data to its outcome."""
     problem, settings, trainer = ready.problem, ready.settings, config["trainer"]
     began = time.perf_counter()
@@ -117,22 +131,68 @@ def train(config: Mapping[str, Any], ready: Ready, folder: Path, events: Events)
         feed.data()
     log.info("data ready after %.1f s: %s", time.perf_counter() - began, dict(problem.source))
     population, hparams = populate(ready.members, problem, trainer, ready.device)
-    title = f"{folder}: {len(ready.members)} members on {ready.device}"
-    with Terminal(title, problem.headline, best_reference(valid, problem.headline), settings.max_samples) as terminal:
-        loop = SearchLoop(
-            settings,
-            population,
-            feed,
-            problem,
-            hparams=hparams,
-            seed=config["seed"],
-            lr_schedule=trainer["schedule"],
-            on_round=recorder(folder, events, terminal, problem),
-            on_progress=terminal.step,
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(config["seed"])  # for what draws while it trains, such as dropout
-            return loop.run(), population, feed
+    with torch.random.fork_rng():
+        torch.manual_seed(config["seed"])  # for what draws while it trains, such as dropout
+        calibration = calibrate(population, feed, wanted(config), machine.cache_dir() / "plans")
+        log.info("plan: %s (%s)", calibration.plan, described_calibration(calibration))
+        population.use(calibration.plan)
+        carried, processes = carry(population, trainer, config["seed"], allocator_tuned)
+        title = f"{folder}: {len(ready.members)} members on {ready.device}, {calibration.plan}"
+        reference = best_reference(valid, problem.headline)
+        try:
+            with Terminal(title, problem.headline, reference, settings.max_samples) as terminal:
+                outcome = SearchLoop(
+                    settings,
+                    carried,
+                    feed,
+                    problem,
+                    hparams=hparams,
+                    seed=config["seed"],
+                    lr_schedule=trainer["schedule"],
+                    on_round=recorder(folder, events, terminal, problem),
+                    on_progress=terminal.step,
+                ).run()
+        finally:
+            if isinstance(carried, Shards):
+                carried.close()
+    population.load_state(outcome.state)
+    peak = carried.peak_memory_bytes if isinstance(carried, Shards) else 0
+    return Trained(outcome, population.member(0), feed, calibration, processes, peak)
+
+
+def wanted(config: Mapping[str, Any]) -> Wanted:
+    """What is known of a run before its plan is chosen."""
+    trainer, search = config["trainer"], config["search"]
+    limit = trainer["memory_limit"]
+    return Wanted(
+        execution=trainer["execution"],
+        processes=None if trainer["processes"] == "auto" else trainer["processes"],
+        threads=torch.get_num_threads(),
+        memory_limit=None if limit is None else int(limit * 1e9),
+        samples=search["max_samples"],
+        members=search["members"],
+    )
+
+
+def described_calibration(calibration: Calibration) -> str:
+    rates = ", ".join(f"{name}: {rate:,.0f}" for name, rate in calibration.rates.items())
+    origin = "known from an earlier run" if calibration.cached else f"measured in {calibration.seconds:.1f} s"
+    return f"{origin}; member-samples/s: {rates}" if rates else origin
+
+
+def carry(
+    population: Population, trainer: Mapping[str, Any], seed: int, allocator_tuned: bool
+) -> tuple[Population | Shards, int]:
+    """The population as its plan divides it, carried by processes where there is more than one part."""
+    shards = population.plan.shards
+    if shards == 1:
+        return population, 1
+    processes = shards if trainer["processes"] == "auto" else min(trainer["processes"], shards)
+    try:
+        return Shards(population, processes, seed=seed, tune_allocator=allocator_tuned), processes
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        log.info("training stays in one process: %s", error)
+        return Shards(population, 1, seed=seed), 1
 
 
 def initial_model(config: Mapping[str, Any], shapes: tuple, seed: int, member: int) -> nn.Module:
@@ -154,27 +214,22 @@ def populate(
         members,
         loss=problem.loss,
         metrics=problem.metrics,
-        optimizer=optimizer["name"],
+        optimizer="nesterov" if optimizer["nesterov"] else optimizer["name"],
         hparams=columns,
         clip_norm=trainer["clip_norm"],
         precision=trainer["precision"],
         device=device,
-        channels_last=channels_last(trainer, device),
+        compiled=trainer["compile"],
     )
     return population, hparams
 
 
-def channels_last(trainer: Mapping[str, Any], device: torch.device) -> bool:
-    """A fixed rule and no race, so that a seed gives the same rounds on every start."""
-    return device.type == "cpu" and trainer["execution"] == "auto"
-
-
 def recorder(
     folder: Path, events: Events, terminal: Terminal, problem: Problem
-) -> Callable[[RoundRecord, Population], None]:
+) -> Callable[[RoundRecord, Population | Shards], None]:
     """What happens after every round: the record on disk, TensorBoard, the terminal."""
 
-    def record(done: RoundRecord, population: Population) -> None:
+    def record(done: RoundRecord, population: Population | Shards) -> None:
         with open(folder / "rounds.jsonl", "a", encoding="utf-8") as file:
             for member in done.members:
                 line = {**asdict(member), "total_samples": done.total_samples, "seconds": done.seconds}
@@ -215,15 +270,14 @@ def summary(
     config: Mapping[str, Any],
     names: Names,
     ready: Ready,
-    outcome: Outcome,
-    model: nn.Module,
+    trained: Trained,
     test: Mapping[str, float],
     references: Mapping[str, Mapping[str, float]],
     command: str,
     began: float,
 ) -> dict[str, Any]:
     """What result.json holds."""
-    problem, device = ready.problem, ready.device
+    problem, device, outcome = ready.problem, ready.device, trained.outcome
     dataset = {key: value for key, value in config["dataset"].items() if key != "_target_"}
     model_fields = {key: value for key, value in config["model"].items() if key != "_target_"}
     return {
@@ -232,14 +286,15 @@ def summary(
         "dataset": {"name": names.dataset, "source": dict(problem.source), **dataset},
         "model": {"name": names.model, **model_fields},
         "search": names.search,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in trained.best.parameters()),
         "seeds": {"seed": config["seed"], "dataset": config["dataset"].get("seed")},
         "device": machine.describe_device(str(device)),
         "plan": {
-            "execution": "sequential",
-            "channels_last": channels_last(config["trainer"], device),
-            "threads": torch.get_num_threads(),
-            "processes": 1,
+            **trained.calibration.plan.as_dict(),
+            "processes": trained.processes,
+            "measured": trained.calibration.rates,
+            "calibration_seconds": trained.calibration.seconds,
+            "known_before": trained.calibration.cached,
         },
         "samples": outcome.total_samples,
         "budget": {
@@ -250,8 +305,9 @@ def summary(
         "stopped": outcome.stopped,
         "seconds": time.perf_counter() - began,
         "train_seconds": outcome.train_seconds,
-        "member_samples_per_second": outcome.total_samples / max(outcome.train_seconds, 1e-9),
-        "peak_memory_bytes": machine.peak_memory_bytes(),
+        "member_samples_per_second": outcome.total_samples
+        / max(outcome.train_seconds + trained.calibration.seconds, 1e-9),
+        "peak_memory_bytes": machine.peak_memory_bytes() + trained.peak_memory_bytes,
         "best": {
             "id": outcome.best.id,
             "round": outcome.best.round,

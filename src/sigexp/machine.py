@@ -5,7 +5,9 @@ import os
 import platform
 import resource
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 
@@ -102,6 +104,30 @@ def peak_memory_bytes() -> int:
         pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def free_memory_bytes(device: str) -> int:
+    """Memory that could be had on a device: of a card, or of the host within the limit of its container (cgroup v2)."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = 2**33
+    with suppress(OSError, ValueError, IndexError), open("/proc/meminfo", encoding="ascii") as file:
+        free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
+    with suppress(OSError, ValueError):
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+        free = min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii")))
+    return max(free, 2**26)
+
+
+def cache_dir() -> Path:
+    """Where downloads, drawn pools and plans are kept, `$SIGEXP_DATA`, else `$XDG_CACHE_HOME/sigexp`, else
+    `~/.cache/sigexp`; the folder need not exist yet."""
+    if chosen := os.environ.get("SIGEXP_DATA"):
+        return Path(chosen).expanduser().absolute()
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(shared) if os.path.isabs(shared) else Path.home() / ".cache") / "sigexp"
 
 
 def versions() -> dict[str, str]:

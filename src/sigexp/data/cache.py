@@ -16,6 +16,7 @@ import numpy as np
 
 from sigexp.data.cifar import ARCHIVE, has_cifar10
 from sigexp.data.idx import DIGIT_FILES, find_digit_file
+from sigexp.machine import cache_dir
 
 DISK_ERRORS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # no other mirror helps against these
 
@@ -59,14 +60,6 @@ REMOTES: Mapping[str, tuple[Remote, ...]] = {
         "https://www.cs.toronto.edu/~kriz/",
     ),
 }
-
-
-def cache_dir() -> Path:
-    """Where downloads and drawn pools are kept; the folder need not exist yet."""
-    if chosen := os.environ.get("SIGEXP_DATA"):
-        return Path(chosen).expanduser().absolute()
-    shared = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(shared) if os.path.isabs(shared) else Path.home() / ".cache") / "sigexp"
 
 
 def load_arrays(name: str) -> dict[str, np.ndarray] | None:

@@ -15,12 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import scipy.fft
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sigexp.layers.fft_conv import FFTCorrelation
+
 Pair = tuple[int, int]
+LARGEST_WINDOWS = 2**26  # bytes of one example's windows as columns, above which they are not made
 
 
 def _pair(value: Any) -> Pair:
@@ -90,7 +92,7 @@ def convolve(
 ) -> Tensor:
     """x [B, C, H, W] if shared, else [P, B, C, H, W]; weight [P, D, C, h, w]; bias [P, D] -> [P, B, D, H', W']."""
     planes = (x[None] if shared else x).transpose(1, 2).contiguous()  # [Q, C, B, H, W], Q = 1 or P
-    candidates = _candidates(geometry, shared, weight)
+    candidates = _candidates(geometry, shared, planes.shape[3] * planes.shape[4], weight)
     key = " ".join(
         str(part).replace(" ", "")
         for part in ("conv", "shared" if shared else "own", tuple(weight.shape[1:]), tuple(planes.shape[-2:]),
@@ -100,7 +102,7 @@ def convolve(
     return kernels.pick(key, candidates, (geometry, planes, weight, bias)).transpose(1, 2)
 
 
-def _candidates(geometry: Geometry, shared: bool, weight: Tensor) -> dict[str, Callable[..., Tensor]]:
+def _candidates(geometry: Geometry, shared: bool, pixels: int, weight: Tensor) -> dict[str, Callable[..., Tensor]]:
     _, outputs, inputs, height, width = weight.shape
     unit = geometry.stride == (1, 1) and geometry.groups == 1
     found: dict[str, Callable[..., Tensor]] = {}
@@ -108,11 +110,14 @@ def _candidates(geometry: Geometry, shared: bool, weight: Tensor) -> dict[str, C
         found["fft"] = by_fft
     if unit and not shared and outputs <= 4 and height * width > 1:
         found["scatter"] = by_scatter
-    if geometry.groups == 1 and (inputs <= 4 or outputs > 4 or not unit):
+    windows = inputs * height * width * 4 * pixels  # bytes of one example's
+    if geometry.groups == 1 and (inputs <= 4 or outputs > 4 or not unit) and windows < LARGEST_WINDOWS:
         found["patches"] = by_patches
     if unit and geometry.dilation == (1, 1) and min(height, width) == 1 and max(height, width) >= 5:
         found["banded"] = by_banded_matrix
-    found["library"] = by_library
+    # With few channels on one side and a large kernel, the library's takes up to a hundred times as long.
+    if shared or not found or height * width < 49 or min(inputs, outputs) > 4:
+        found["library"] = by_library
     return found
 
 
@@ -130,7 +135,7 @@ def by_patches(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor) -> T
 
 def by_scatter(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A product for every tap, then the results are shifted and added; stride 1."""
-    members, outputs, inputs, height, width = weight.shape
+    members, outputs, inputs = weight.shape[:3]
     taps = weight.flip(3, 4).permute(0, 1, 3, 4, 2).reshape(members, -1, inputs)  # [P, D h w, C]
     pixels = x.flatten(2).expand(members, -1, -1)
     size = geometry.extent((x.shape[3], x.shape[4]))
@@ -147,7 +152,7 @@ def by_library(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor) -> T
         return out.unflatten(1, (members, -1)).permute(1, 2, 0, 3, 4).contiguous()
     examples = x.transpose(1, 2).expand(members, -1, -1, -1, -1)
     rows = zip(examples.unbind(), weight.unbind(), bias.unbind(), strict=True)
-    return torch.stack([F.conv2d(*row, *settings) for row in rows]).transpose(1, 2)
+    return torch.stack([F.conv2d(inputs, w, b, *settings) for inputs, w, b in rows]).transpose(1, 2)
 
 
 def by_banded_matrix(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -198,9 +203,9 @@ class Patches(torch.autograd.Function):
 
 
 class Scatter(torch.autograd.Function):
-    """Every window's values added where the window was: columns [Q, C h w, B H' W'] -> [Q, *shape], shape = (C, B, H, W).
+    """Every window's values added where the window was: the adjoint of `Patches`, without its ones.
 
-    The adjoint of `Patches` without its ones.
+    columns [Q, C h w, B H' W'] -> [Q, *shape] with shape = (C, B, H, W).
     """
 
     @staticmethod
@@ -243,66 +248,3 @@ def _scatter(columns: Tensor, geometry: Geometry, shape: tuple[int, ...]) -> Ten
     for i in range(kh):
         out[..., i * dh : i * dh + sh * (rows - 1) + 1 : sh, :] += wide[:, :, i]
     return out[..., ph : ph + height, :]
-
-
-class FFTCorrelation(torch.autograd.Function):
-    """x [Q, C, B, H, W], weight [P, D, C, h, w], bias [P, D] -> [P, D, B, H', W'], both passes by FFT.
-
-    With the kernel's first tap at -padding, a circle of max(H + padding, H') pixels is long enough: what wraps around
-    meets zeros.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, padding: Pair) -> Tensor:
-        members, outputs, _, kh, kw = weight.shape
-        extent = (x.shape[3] + 2 * padding[0] - kh + 1, x.shape[4] + 2 * padding[1] - kw + 1)
-        circle = [
-            scipy.fft.next_fast_len(max(n + p, m + k - 1 - p), real=True)
-            for n, m, k, p in zip(x.shape[3:], extent, (kh, kw), padding, strict=True)
-        ]
-        taps = F.pad(weight, (0, circle[1] - kw, 0, circle[0] - kh)).roll((-padding[0], -padding[1]), (3, 4))
-        spectra, kernels = torch.fft.rfft2(x, s=circle), torch.fft.rfft2(taps).conj().resolve_conj()
-        ctx.save_for_backward(spectra, kernels)
-        ctx.padding, ctx.shapes, ctx.circle = padding, (x.shape, weight.shape), circle
-        product = _contract("qcb,pdc->pdb", spectra, kernels)
-        product[..., 0, 0] += (bias * circle[0] * circle[1])[:, :, None]  # the bias is the mean
-        return torch.fft.irfft2(product, s=circle)[..., : extent[0], : extent[1]]
-
-    @staticmethod
-    def backward(ctx, grad):
-        spectra, kernels = ctx.saved_tensors
-        (x_shape, weight_shape), circle, padding = ctx.shapes, ctx.circle, ctx.padding
-        errors = torch.fft.rfft2(grad, s=circle)
-        grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            product = _contract("pdb,pdc->pcb", errors, kernels.conj())
-            grad_x = torch.fft.irfft2(product, s=circle)[..., : x_shape[3], : x_shape[4]]
-            grad_x = grad_x.sum(0, keepdim=True) if x_shape[0] < len(grad_x) else grad_x
-        if ctx.needs_input_grad[1]:
-            product = _contract("pdb,qcb->pdc", errors, spectra.conj().resolve_conj())
-            taps = torch.fft.irfft2(product.conj(), s=circle).roll(padding, (3, 4))
-            grad_weight = taps[..., : weight_shape[3], : weight_shape[4]]
-        if ctx.needs_input_grad[2]:
-            grad_bias = errors[..., 0, 0].real.sum(2)
-        return grad_x, grad_weight, grad_bias, None
-
-
-def _contract(equation: str, a: Tensor, b: Tensor) -> Tensor:
-    """An einsum at every frequency, the last two axes; q is 1 or as long as p. By product and sum: these products of
-    a few complex numbers are far from what a matrix product is good at."""
-    left, right, out = equation.replace("->", ",").replace("q", "p").split(",")
-    letters = sorted(set(left + right))
-    views = []
-    for axes, tensor in ((left, a), (right, b)):
-        order = [axes.index(letter) for letter in letters if letter in axes]
-        view = tensor.permute(*order, -2, -1)
-        for position, letter in enumerate(letters):
-            if letter not in axes:
-                view = view.unsqueeze(position)
-        views.append(view)
-    summed = [i for i, letter in enumerate(letters) if letter not in out]
-    kept = [letter for letter in letters if letter in out]
-    lone = [i for i in summed if max(view.shape[i] for view in views) == 1]
-    product = views[0] * views[1]
-    product = product.squeeze(summed) if lone == summed else product.sum(summed)
-    return product.permute(*[kept.index(letter) for letter in out], -2, -1)

@@ -29,19 +29,21 @@ class Feed:
 
     def take(self, position: int, count: int) -> Batch:
         """The `count` examples that follow `position` samples of training: inputs and targets on the device."""
+        index = self.indices(position, count)
         if self.size is None:
-            inputs, targets = self.problem.sample("train", torch.arange(position, position + count))
+            inputs, targets = self.problem.sample("train", index)
             return Batch(inputs.to(self.device), targets.to(self.device))
-        data = self.data()
+        index = index.to(self.device)
+        return Batch(*(part.index_select(0, index) for part in self.data()))
+
+    def indices(self, position: int, count: int) -> torch.Tensor:
+        """Which examples those are: [count] int64; of a fixed set without shuffling at most its size."""
+        if self.size is None:
+            return torch.arange(position, position + count)
         if not self.shuffle:
             count = min(count, self.size)
             start = int(np.random.default_rng([self.seed, 3, position]).integers(self.size - count + 1))
-            return Batch(*(part[start : start + count] for part in data))
-        index = self._shuffled(position, count).to(self.device)
-        return Batch(*(part[index] for part in data))
-
-    def _shuffled(self, position: int, count: int) -> torch.Tensor:
-        assert self.size is not None
+            return torch.arange(start, start + count)
         parts = []
         while count > 0:
             epoch, offset = divmod(position, self.size)

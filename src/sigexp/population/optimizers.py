@@ -1,4 +1,7 @@
-"""One update of one member by the functional optimizers of torch, on tensors that the population owns."""
+"""Updates of many members at once, each with its own hyperparameters, equal to torch.optim's SGD, Adam and AdamW.
+
+Every parameter, gradient and optimizer state is stacked, [P, ...], and every hyperparameter [P].
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,12 +13,54 @@ from torch.optim.sgd import sgd
 
 SLOTS: Mapping[str, tuple[str, ...]] = {  # state tensors, shaped like the parameter, of each optimizer
     "sgd": ("momentum_buffer",),
+    "nesterov": ("momentum_buffer",),
     "adam": ("exp_avg", "exp_avg_sq"),
     "adamw": ("exp_avg", "exp_avg_sq"),
 }
+BETA2, EPSILON = 0.999, 1e-8
+LARGE = 100_000  # numbers in one member's tensor, from which a kernel of torch per member beats a few passes over all
 
 
 def update(
+    name: str,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    slots: Mapping[str, Sequence[Tensor]],
+    step: Tensor,
+    hparams: Mapping[str, Tensor],
+) -> None:
+    """Update `params` and `slots` in place with the gradients of one minibatch each.
+
+    hparams: lr, weight_decay and momentum, which is Adam's beta1. step: updates so far, [P], counted up here.
+    """
+    if max(param[0].numel() for param in params) >= LARGE:
+        for p in range(len(step)):
+            of_member = {slot: [t[p] for t in tensors] for slot, tensors in slots.items()}
+            values = {key: float(value[p]) for key, value in hparams.items()}
+            update_one(name, [t[p] for t in params], [t[p] for t in grads], of_member, step[p], **values)
+        return
+    step += 1
+    for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
+        column = (-1, *[1] * (param.ndim - 1))
+        lr, momentum, decay = (hparams[k].to(param).view(column) for k in ("lr", "momentum", "weight_decay"))
+        own = {slot: tensors[i] for slot, tensors in slots.items()}
+        if name in ("sgd", "nesterov"):
+            grad = torch.addcmul(grad, param, decay)
+            buffer = own["momentum_buffer"].mul_(momentum).add_(grad)
+            param.addcmul_(torch.addcmul(grad, buffer, momentum) if name == "nesterov" else buffer, lr, value=-1)
+            continue
+        count = step.to(param).view(column)
+        if name == "adam":
+            grad = torch.addcmul(grad, param, decay)
+        else:
+            param.mul_(1 - lr * decay)
+        mean = own["exp_avg"].lerp_(grad, 1 - momentum)
+        square = own["exp_avg_sq"].mul_(BETA2).addcmul_(grad, grad, value=1 - BETA2)
+        spread = (square.sqrt() / (1 - BETA2**count).sqrt()).add_(EPSILON)
+        param.addcdiv_(mean * (-lr / (1 - momentum**count)), spread)
+
+
+def update_one(
     name: str,
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -26,31 +71,33 @@ def update(
     momentum: float,
     weight_decay: float,
 ) -> None:
-    """Update `params` and `slots` in place, as `torch.optim.SGD`, `Adam` or `AdamW` would.
-
-    `momentum` is Adam's beta1; its beta2 is 0.999 and epsilon 1e-8. `step` counts the updates, shape [].
-    """
-    if name == "sgd":
+    """`update` of a single member by torch's own functions, one pass over its tensors where the device has a kernel."""
+    fused = params[0].device.type in ("cpu", "cuda") and params[0].is_floating_point()
+    # The fused kernels walk over memory, and take it for granted that a gradient lies there as its parameter does.
+    grads = [
+        grad if grad.stride() == param.stride() else torch.empty_like(param).copy_(grad)
+        for param, grad in zip(params, grads, strict=True)
+    ]
+    if name in ("sgd", "nesterov"):
         buffers: list[Tensor | None] = list(slots["momentum_buffer"])
         sgd(
-            list(params), list(grads), buffers, weight_decay=weight_decay, momentum=momentum, lr=lr,
-            dampening=0.0, nesterov=False, maximize=False, foreach=False,
+            list(params), grads, buffers, weight_decay=weight_decay, momentum=momentum, lr=lr,
+            dampening=0.0, nesterov=name == "nesterov", maximize=False, foreach=False, fused=fused,
         )  # fmt: skip
         step += 1
         return
-    function = adam if name == "adam" else adamw
     steps = [step.clone() for _ in params]  # each parameter's own, because the function counts it up
-    function(
-        list(params), list(grads), list(slots["exp_avg"]), list(slots["exp_avg_sq"]), [], steps,
-        amsgrad=False, beta1=momentum, beta2=0.999, lr=lr, weight_decay=weight_decay, eps=1e-8,
-        maximize=False, foreach=False,
+    (adam if name == "adam" else adamw)(
+        list(params), grads, list(slots["exp_avg"]), list(slots["exp_avg_sq"]), [], steps,
+        amsgrad=False, beta1=momentum, beta2=BETA2, lr=lr, weight_decay=weight_decay, eps=EPSILON,
+        maximize=False, foreach=False, fused=fused,
     )  # fmt: skip
     step += 1
 
 
 def clip_(grads: Sequence[Tensor], max_norm: float) -> None:
-    """Scale the gradients of one member in place so that their joint norm is at most `max_norm`."""
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads]))
-    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    """Scale the gradients [P, ...] in place so that the joint norm of each member's is at most `max_norm`."""
+    norms = torch.stack([torch.linalg.vector_norm(grad.flatten(1), dim=1) for grad in grads], 1)
+    scale = (max_norm / (torch.linalg.vector_norm(norms, dim=1) + 1e-6)).clamp(max=1.0)
     for grad in grads:
-        grad.mul_(scale)
+        grad.mul_(scale.to(grad).view(-1, *[1] * (grad.ndim - 1)))

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sigexp.population import native
+
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 
 
@@ -27,35 +29,50 @@ def lstm_layers(
     Returns outputs [P, T, B, D H], last h and last c [P, layers D, B, H], as `torch.nn.LSTM` for every member.
     """
     per_direction = 4 if has_bias else 2
-    x = x.permute(1, 0, 3, 2)  # [T, Q, I, B]
+    x = x.expand(len(weights[0]), -1, -1, -1)
     hidden, cells = [], []
     for layer in range(layers):
         first = layer * directions * per_direction
         own = [weights[first + d * per_direction : first + (d + 1) * per_direction] for d in range(directions)]
-        x, h, c = _layer(x, own, has_bias)
-        hidden += h
-        cells += c
-    return x.permute(1, 0, 3, 2), torch.stack(hidden, 1), torch.stack(cells, 1)
+        scan = _native_layer if _native(x, own) else _layer
+        x, c = scan(x, own, has_bias)
+        last = x.unflatten(3, (directions, -1))
+        hidden += [last[:, -1, :, 0], last[:, 0, :, -1]][:directions]
+        cells.append(c)
+    return x, torch.stack(hidden, 1), torch.cat(cells, 1)
 
 
-def _layer(x: Tensor, weights: Sequence[Sequence[Tensor]], has_bias: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def _native(x: Tensor, weights: Sequence[Sequence[Tensor]]) -> bool:
+    """Whether lstm.c takes this."""
+    usable = all(t.dtype == torch.float32 and t.device.type == "cpu" for own in (*weights, [x]) for t in own)
+    return usable and x.numel() > 0 and native.kernel() is not None
+
+
+def _joined(own: Sequence[Tensor], has_bias: bool) -> Tensor:
+    """[W_ih | b | W_hh]: [P, 4 H, I + 1 + H]."""
+    bias = own[2] + own[3] if has_bias else own[0].new_zeros(own[0].shape[:2])
+    return torch.cat([own[0], bias[..., None], own[1]], 2)
+
+
+def _native_layer(x: Tensor, weights: Sequence[Sequence[Tensor]], has_bias: bool) -> tuple[Tensor, Tensor]:
+    joined = torch.stack([_joined(own, has_bias) for own in weights], 1)  # [P, D, 4 H, K]
+    return native.NativeScan.apply(native.kernel(), x, joined.unflatten(2, (4, -1)).permute(0, 1, 3, 4, 2))
+
+
+def _layer(x: Tensor, weights: Sequence[Sequence[Tensor]], has_bias: bool) -> tuple[Tensor, Tensor]:
+    """x [P, T, B, I] -> h [P, T, B, D H], last c [P, D, B, H]."""
     members, gates, inputs = weights[0][0].shape
-    time, _, _, examples = x.shape
-    scale = x.new_ones(gates, 1)
+    scale = x.new_ones(gates, inputs + 1 + gates // 4)
     scale[gates // 2 : 3 * gates // 4] = 2
-    joined = []
-    for own in weights:
-        bias = (own[2] + own[3])[..., None] if has_bias else own[0].new_zeros(members, gates, 1)
-        joined.append(torch.cat([own[0], bias, 2 * own[1]], 2) * scale)
-    x = x.expand(time, members, inputs, examples)
+    scale[:, inputs + 1 :] *= 2
+    joined = torch.cat([_joined(own, has_bias) * scale for own in weights])
+    x = x.permute(1, 0, 3, 2)  # [T, P, I, B]
     if len(weights) == 2:
         x = torch.cat([x, x.flip(0)], 1)
-    half, cells = Scan.apply(x, torch.cat(joined))
+    half, cells = Scan.apply(x, joined)
     h = (2 * half).unflatten(1, (len(weights), members))  # [T, D, P, H, B]
-    last = [h[-1, d].transpose(1, 2) for d in range(len(weights))]
-    last_cells = [c.transpose(1, 2) for c in cells.unflatten(0, (len(weights), members)).unbind()]
     out = torch.cat([h[:, 0], h[:, 1].flip(0)], 2) if len(weights) == 2 else h[:, 0]
-    return out, last, last_cells
+    return out.permute(1, 0, 3, 2), cells.unflatten(0, (len(weights), members)).permute(1, 0, 3, 2)
 
 
 class Scan(torch.autograd.Function):

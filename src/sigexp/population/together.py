@@ -26,6 +26,7 @@ from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
 
+from sigexp.layers.fft_conv import fft_conv2d
 from sigexp.population.convolution import Geometry, Kernels, convolve
 from sigexp.population.recurrent import lstm_layers
 from sigexp.problem import Batch, PerExample
@@ -65,7 +66,7 @@ class Together:
                 module.register_forward_pre_hook(_refresh_weights)
 
         def outputs(params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-            return functional_call(self.template, (params, buffers), (inputs,))
+            return functional_call(self.template, [dict(params), dict(buffers)], (inputs,))
 
         def losses(params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch) -> Tensor:
             return loss(outputs(params, buffers, batch.inputs), batch.targets)
@@ -107,7 +108,7 @@ class Interception(TorchFunctionMode):
         replacement = RULES.get(function)
         if replacement is None:
             return function(*args, **kwargs)
-        level = _functorch.maybe_current_level()
+        level = _functorch.maybe_current_level() or 0
         count = 0
 
         def unwrap(value: Any) -> Any:
@@ -143,6 +144,10 @@ def conv2d(kernels, count, x, weight, bias=None, stride=1, padding=0, dilation=1
     return convolve(kernels, geometry, x.tensor, weight.members(count), bias, shared=not x.own)
 
 
+def fft_conv(kernels, count, x, weight, bias, padding):
+    return conv2d(kernels, count, x, weight, bias, padding=padding)
+
+
 def conv1d(kernels, count, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     geometry = Geometry.of_line(weight.tensor.shape[-1], stride, padding, dilation, groups)
     if geometry is None or x.tensor.dim() != 3 + x.own:
@@ -173,8 +178,11 @@ def batch_norm(
     if training and planes[0, 0].numel() == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.tensor.shape}")
     # Views, because the running statistics are updated in place.
-    flat = [None if t is None else t.members(count).view(-1) for t in (running_mean, running_var, weight, bias)]
-    out = F.batch_norm(planes.view(1, planes.shape[0] * planes.shape[1], -1), *flat, training, momentum, eps)
+    mean, variance, scale, shift = (
+        None if t is None else t.members(count).view(-1) for t in (running_mean, running_var, weight, bias)
+    )
+    layer = planes.view(1, planes.shape[0] * planes.shape[1], -1)
+    out = F.batch_norm(layer, mean, variance, scale, shift, training, momentum, eps)
     return out.view(planes.shape).transpose(1, 2)
 
 
@@ -197,6 +205,7 @@ def lstm(
         raise RuntimeError("packed sequences and projections have no rule")
     begins = any(state.tensor.any() for state in states)
     if begins or (dropout and training and layers > 1) or not all(weight.own for weight in weights):
+
         def one(x, h, c, *weights):
             settings = (has_bias, layers, dropout, training, bidirectional, batch_first)
             return torch._VF.lstm(x, (h, c), list(weights), *settings)
@@ -215,4 +224,5 @@ RULES: Mapping[Any, Callable] = {
     F.batch_norm: batch_norm,
     torch.max_pool2d: max_pool2d,
     torch._VF.lstm: lstm,
+    fft_conv2d: fft_conv,
 }

@@ -11,8 +11,11 @@ from torch import Tensor
 
 from sigexp.population.feed import Feed
 from sigexp.population.population import Population, State, join, take
+from sigexp.population.shards import Shards
 from sigexp.problem import Batch, Problem
 from sigexp.search.base import Candidate, HParams, Round, Search
+
+MINIBATCHES = 4  # that the population is given at a time
 
 
 class Diverged(RuntimeError):
@@ -60,20 +63,29 @@ def schedule(name: str, progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))) if name == "cosine" else 1.0
 
 
+def batch_step(batch_size: int) -> int:
+    """What batch sizes are multiples of: a divisor of the trainer's, at most a fourth of it.
+
+    Members with different batch sizes train together in passes that end where a minibatch does, and multiples of one
+    number end at the same places.
+    """
+    return next(step for step in range(max(1, batch_size // 4), 0, -1) if batch_size % step == 0)
+
+
 class SearchLoop:
     """One search from its first round to its last; `on_round` sees every record, `on_progress` every step."""
 
     def __init__(
         self,
         search: Search,
-        population: Population,
+        population: Population | Shards,
         feed: Feed,
         problem: Problem,
         *,
         hparams: HParams,
         seed: int,
         lr_schedule: str,
-        on_round: Callable[[RoundRecord, Population], None],
+        on_round: Callable[[RoundRecord, Population | Shards], None],
         on_progress: Callable[[int], None],
     ) -> None:
         self.search, self.population, self.feed, self.problem = search, population, feed, problem
@@ -83,6 +95,7 @@ class SearchLoop:
         assert size is not None
         valid = problem.examples("valid", 0, min(size, search.valid_samples))
         self.valid = Batch(valid.inputs.to(feed.device), valid.targets.to(feed.device))
+        self.batch_step = batch_step(int(hparams["batch_size"]))
         self.total = self.position = self.next_id = 0
         self.train_seconds = 0.0
 
@@ -149,22 +162,25 @@ class SearchLoop:
             parents = torch.tensor([parent for parent in round_.parents if parent is not None])
             self.population.load_state(take(pool, parents))
         columns = {name: [h[name] for h in round_.hparams] for name in round_.hparams[0]}
-        columns["batch_size"] = [min(size, round_.samples) for size in columns["batch_size"]]
+        columns["batch_size"] = [min(self._rounded(size), round_.samples) for size in columns["batch_size"]]
         self.population.set_hparams(
             {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}
         )
+
+    def _rounded(self, size: float) -> int:
+        return min(max(1, round(size / self.batch_step)) * self.batch_step, self.search.batch_max)
 
     def _train(self, samples: int) -> list[list[Tensor]]:
         """Advance all members over the next `samples` examples; every member's minibatch losses."""
         count = len(self.population)
         losses: list[list[Tensor]] = [[] for _ in range(count)]
-        chunk = int(self.population.hparams["batch_size"].max())
+        chunk = MINIBATCHES * int(self.population.hparams["batch_size"].max())
         done = 0
         while done < samples:
             here = min(chunk, samples - done)
             progress = (self.total + done * count) / self.search.max_samples
             self.population.lr_scale = schedule(self.lr_schedule, progress)
-            for member, values in enumerate(self.population.minibatch_losses(self.feed.take(self.position, here))):
+            for member, values in enumerate(self.population.advance(self.feed, self.position, here)):
                 losses[member].append(values)
             self.position += here
             done += here

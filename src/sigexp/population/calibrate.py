@@ -1,0 +1,293 @@
+"""Which plan is quickest for a model, on this machine: measured on copies, in a small share of the run, and kept.
+
+Candidates race on real training steps of members that are thrown away. A candidate that disagrees with training the
+members one by one is out of the race, whatever its speed. The winner is kept in the cache folder by model, shapes,
+machine and versions, so that the next run has the same plan, and by it the same bits.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import sigexp
+from sigexp import machine
+from sigexp.population.feed import Feed
+from sigexp.population.plan import Plan
+from sigexp.population.population import Population, take
+from sigexp.problem import Batch
+
+log = logging.getLogger("sigexp")
+SHARE, LEAST_SECONDS = 0.03, 0.3  # of the expected seconds of training, and besides, that the race may cost
+PROCESS_SECONDS = 3.0  # that it takes to start the processes
+PROCESS_EFFICIENCY = 0.92  # of processes side by side, against each alone
+SLICES = (16, 64, 4)  # examples a pass that are tried, in this order
+AGREEMENT = 2e-3  # relative difference of losses between two ways of computing in float32
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the trainer's settings leave open, and the extent of the run.
+
+    execution: auto, together or sequential. processes: a number, or None for what is quicker. threads: of the
+    arithmetic in all. memory_limit: bytes for the activations of a pass, or None for half of what is free.
+    samples: member-samples of the whole run. members: that train for most of it.
+    """
+
+    execution: str = "auto"
+    processes: int | None = None
+    threads: int = 1
+    memory_limit: int | None = None
+    samples: int = 100_000
+    members: int = 8
+
+
+@dataclass
+class Calibration:
+    plan: Plan
+    rates: dict[str, float] = field(default_factory=dict)  # member-samples/s of every candidate that was timed
+    seconds: float = 0.0
+    cached: bool = False
+
+
+def calibrate(population: Population, feed: Feed, wanted: Wanted, cache: Path | None) -> Calibration:
+    """The plan for a population that trains on a feed. `cache`: the folder of known plans, or None for none."""
+    began = time.perf_counter()
+    batch_size = int(population.hparams["batch_size"].max())
+    path = cache / f"{_key(population, feed, wanted, batch_size)}.json" if cache else None
+    known = _read(path)
+    if known is not None:
+        return replace(known, seconds=0.0, cached=True)
+    race = Race(population, feed.take(0, batch_size), wanted)
+    plan = Plan(threads=wanted.threads) if wanted.execution == "sequential" else race.run()
+    found = Calibration(plan, {name: round(rate, 1) for name, rate in race.rates.items()}, time.perf_counter() - began)
+    if path and wanted.execution == "auto":
+        _write(path, found)
+    return found
+
+
+class Race:
+    """One race; `rates` collects what was measured."""
+
+    def __init__(self, population: Population, batch: Batch, wanted: Wanted) -> None:
+        self.population, self.batch, self.wanted = population, batch, wanted
+        self.rates: dict[str, float] = {}
+        self.best: tuple[float, Plan] = (0.0, Plan())
+        self.began = time.perf_counter()
+        self.state = population.state()
+        self.size = len(batch.inputs)
+
+    def run(self) -> Plan:
+        threads = torch.get_num_threads()
+        apart = self._may_divide()
+        members = max(1, self.wanted.members // apart)
+        try:
+            torch.set_num_threads(1 if apart > 1 else self.wanted.threads)
+            for plan in self._candidates(members, torch.get_num_threads()):
+                self._enter(plan, members)
+            if apart > 1:
+                self._decide_on_processes(apart)
+        finally:
+            torch.set_num_threads(threads)
+        return self.best[1]
+
+    def _may_divide(self) -> int:
+        """Into how many parts the population could be divided."""
+        if self.population.device.type != "cpu" or self.wanted.processes == 1:
+            return 1
+        return max(1, min(self.wanted.processes or self.wanted.threads, self.wanted.members))
+
+    def _candidates(self, members: int, threads: int) -> Iterator[Plan]:
+        """In the order in which they are likely to win, because the time may not do for all."""
+        alone = Plan(threads=threads)
+        images = self.batch.inputs.ndim == 4 and self.population.device.type == "cpu"
+        in_turn = [replace(alone, channels_last=True)] * images + [alone]
+        if not self._can_be_fused():
+            yield from in_turn
+            return
+        if self.population.whole and self.wanted.execution == "auto":
+            yield from in_turn
+        together = replace(alone, way="together", kernels=self._kernels())
+        most = self._most_examples(together)
+        if not self.population.whole:
+            for length in dict.fromkeys(min(length, most, self.size) for length in SLICES):
+                yield replace(together, slice=length)
+        elif most >= self.size:
+            yield together
+        if not self.population.whole and self.wanted.execution == "auto":
+            yield from in_turn
+
+    def _can_be_fused(self) -> bool:
+        """Whether vmap takes the model, and what comes out is what the members give one by one."""
+        if not hasattr(self, "_fusible"):
+            self._fusible = self._agrees()
+        return self._fusible
+
+    def _agrees(self) -> bool:
+        some = Batch(*(part[: min(8, self.size)] for part in self.batch))
+        count = min(2, len(self.population))
+        try:
+            alone, fused = (
+                self._trial(Plan(way=way, slice=length), count, len(some.inputs))
+                for way, length in (("one by one", None), ("together", None if self.population.whole else 4))
+            )
+            if any(isinstance(module, nn.modules.dropout._DropoutNd) for module in self.population.template.modules()):
+                fused.minibatch_losses(some)
+                return True
+            for _ in range(2):
+                expected, got = (torch.cat(trial.minibatch_losses(some)) for trial in (alone, fused))
+                if not torch.allclose(expected, got, rtol=AGREEMENT, atol=1e-6, equal_nan=True):
+                    log.info("members train one by one: the model's examples are not independent of each other")
+                    return False
+            return True
+        except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
+            log.info("members train one by one: %s", str(error).strip().partition("\n")[0])
+            return False
+
+    def _trial(self, plan: Plan, members: int, batch_size: int) -> Population:
+        """A population of some members as they are now, that computes by `plan`."""
+        rows = torch.arange(members) % len(self.population)
+        trial = self.population.twin(plan)
+        trial.load_state(take(self.state, rows))
+        trial.set_hparams({**trial.hparams, "batch_size": torch.full((members,), batch_size)})
+        return trial
+
+    def _kernels(self) -> dict[str, str]:
+        """The quickest algorithm of every convolution, raced on a few members and examples."""
+        count = min(4, self.size)
+        trial = self._trial(Plan(way="together"), min(4, self.wanted.members), count)
+        kernels = trial.together.kernels
+        kernels.choose = _quickest
+        trial.minibatch_losses(Batch(*(part[:count] for part in self.batch)))
+        return dict(kernels.chosen)
+
+    def _most_examples(self, plan: Plan) -> int:
+        """Examples whose activations fit into the memory limit for all members together."""
+        count = min(2, self.size)
+        trial = self._trial(plan, 1, count)
+        saved: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            trial.minibatch_losses(Batch(*(part[:count] for part in self.batch)))
+        limit = self.wanted.memory_limit or machine.free_memory_bytes(str(self.population.device)) // 2
+        # Twice what is saved, for what lives beside it.
+        most = limit // max(1, 2 * self.wanted.members * sum(saved.values()) // count)
+        if most < self.size:
+            log.info("a pass takes %d examples: more would not fit into %.1f GB", max(1, most), limit / 1e9)
+        return max(1, int(most))
+
+    def _enter(self, plan: Plan, members: int) -> None:
+        """Time a candidate, if the race's share of the run leaves time for it."""
+        rows = members if plan.way == "together" else 1
+        length = self.size if self.population.whole else min(self.size, plan.slice or 64)
+        if self.best[0]:
+            budget = LEAST_SECONDS + SHARE * self.wanted.samples / self.best[0]
+            if time.perf_counter() - self.began + 2 * rows * length / self.best[0] > budget:
+                return
+        rate = self._time(plan, rows, length)
+        self.rates[str(plan)] = rate
+        if rate > self.best[0]:
+            self.best = (rate, plan)
+
+    def _time(self, plan: Plan, rows: int, length: int) -> float:
+        """Member-samples per second of training steps; the first, which fills caches, counts only if it is slow."""
+        trial = self._trial(plan, rows, length)
+        batch = Batch(*(part[:length] for part in self.batch))
+        least = float("inf")
+        for repeat in range(3):
+            began = time.perf_counter()
+            trial.minibatch_losses(batch)
+            _synchronize(self.population.device)
+            least = min(least, time.perf_counter() - began)
+            if repeat and least > 0.1:
+                break
+        return rows * length / least
+
+    def _decide_on_processes(self, apart: int) -> None:
+        """Parts on a thread each, or all members on all threads: by the time to the end of the run."""
+        alone, plan = self.best
+        divided, whole = replace(plan, shards=apart), replace(plan, threads=self.wanted.threads)
+        rate = PROCESS_EFFICIENCY * apart * alone
+        self.best = (rate, divided)
+        if self.wanted.processes:
+            return
+        if self.wanted.samples * (1 / alone - 1 / rate) > PROCESS_SECONDS:
+            torch.set_num_threads(self.wanted.threads)
+            rows = self.wanted.members if plan.way == "together" else 1
+            length = self.size if self.population.whole else min(self.size, plan.slice or 64)
+            self.rates[str(whole)] = self._time(whole, rows, length)
+            if self.wanted.samples * (1 / self.rates[str(whole)] - 1 / rate) > PROCESS_SECONDS:
+                return
+        self.best = (alone, whole)
+
+
+def _quickest(candidates: Mapping[str, Callable], arguments: tuple[Any, ...]) -> str:
+    """The name of the quickest candidate; the first, unless another is clearly quicker."""
+    times: dict[str, float] = {}
+    for name, function in candidates.items():
+        least = float("inf")
+        for _ in range(3):
+            own = [a.detach().requires_grad_(a.requires_grad) if isinstance(a, Tensor) else a for a in arguments]
+            began = time.perf_counter()
+            out = function(*own)
+            learned = [a for a in own if isinstance(a, Tensor) and a.requires_grad]
+            torch.autograd.grad(out, learned, torch.ones_like(out))
+            _synchronize(out.device)
+            least = min(least, time.perf_counter() - began)
+            if least > 0.05:
+                break
+        times[name] = least
+    best = min(times, key=lambda name: times[name])
+    first = next(iter(times))
+    return best if times[best] < 0.85 * times[first] else first
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _key(population: Population, feed: Feed, wanted: Wanted, batch_size: int) -> str:
+    """What determines the plan: the architecture, the shapes, the settings, the machine, the versions."""
+    shapes = [
+        (name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in population.template.state_dict().items()
+    ]
+    batch = feed.take(0, 1)
+    parts = (
+        repr(population.template), shapes, [tuple(part.shape[1:]) for part in batch], batch_size,
+        population.optimizer, population.precision, population.clip_norm is not None, population.compiled, wanted,
+        machine.describe_device(str(population.device)), torch.__version__, sigexp.__version__,
+    )  # fmt: skip
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
+
+
+def _read(path: Path | None) -> Calibration | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path else None
+        return Calibration(Plan(**content["plan"]), content["rates"], content["seconds"]) if content else None
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or one that another version wrote
+        return None
+
+
+def _write(path: Path, found: Calibration) -> None:
+    """Whole or not at all; a cache that cannot be written is none."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump({"plan": found.plan.as_dict(), "rates": found.rates, "seconds": found.seconds}, file)
+        os.replace(name, path)

@@ -1,0 +1,366 @@
+/* One layer of LSTMs for a population in float32, forward and backward; recurrent.py has the equations.
+
+   A member's examples go through the whole scan in blocks of BLOCK, so that what is in use stays in the cache. The
+   backward pass computes the gates again, out of the inputs, h and c, because that is cheaper than storing them.
+
+   Axes: P members, D directions, T samples, B examples, I inputs, H hidden, K = I + 1 + H rows of [x; 1; h], G = 4
+   gates i, f, g, o. Weights and their gradients [P, D, H, K, G]; h [P, blocks, T, D, H, BLOCK];
+   c [P, blocks, D, T, H, BLOCK] in the order of the scan. */
+
+#define _POSIX_C_SOURCE 200112L /* posix_memalign */
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#define BLOCK (2 * LANES)
+#define STEPS 16  /* of time, between two updates of the weights' gradients */
+#define FLUSH 8   /* blocks that are summed in float32, before they enter a sum in float64 */
+#define inline_ static inline __attribute__((always_inline))
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef float vec4 __attribute__((vector_size(16), aligned(4)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+typedef int32_t int4 __attribute__((vector_size(16)));
+typedef int64_t size;
+
+#if defined(__clang__)
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, (int4){i, j, k, l})
+#endif
+
+typedef struct {
+    size members, directions, time, examples, inputs, hidden;
+} Shape;
+
+typedef struct {
+    size member, time, example, channel;
+} Strides;
+
+size lstm_block(void) { return BLOCK; }
+
+static void *allocate(size bytes) {
+    void *memory;
+    return posix_memalign(&memory, 64, bytes) ? 0 : memory;
+}
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+/* x between -57 and 57, so that a product of two powers of 2 stays finite; NaN gives NaN. */
+inline_ vec clamp(vec x) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_min_ps(_mm512_set1_ps(57), _mm512_max_ps(_mm512_set1_ps(-57), (__m512)x));
+#elif defined(__AVX__)
+    return (vec)_mm256_min_ps(_mm256_set1_ps(57), _mm256_max_ps(_mm256_set1_ps(-57), (__m256)x));
+#else
+    for (int lane = 0; lane < LANES; lane++) {
+        x[lane] = x[lane] < -57.0f ? -57.0f : x[lane];
+        x[lane] = x[lane] > 57.0f ? 57.0f : x[lane];
+    }
+    return x;
+#endif
+}
+
+/* 2^x with a relative error of 2e-7: 2^n by the exponent, and a minimax polynomial for the rest in [-1/2, 1/2]. */
+inline_ vec power2(vec x) {
+    x = clamp(x);
+    const float round = 12582912.0f + 127.0f; /* 1.5 * 2^23: the sum ends in the bits of n + 127 */
+    vec shifted = x + round, r = x - (shifted - round);
+    vec p = 1.326472731e-3f * r + 9.671512991e-3f;
+    p = p * r + 5.550733581e-2f;
+    p = p * r + 2.402224243e-1f;
+    p = p * r + 6.931470037e-1f;
+    return (p * r + 1.0f) * (vec)((ivec)shifted << 23);
+}
+
+/* Load once; compilers else repeat the load for every product. */
+inline_ vec load(const float *from) {
+    vec x = *(const vec *)from;
+#if defined(__x86_64__)
+    __asm__("" : "+v"(x));
+#endif
+    return x;
+}
+
+#define LOG2E 1.44269504f
+
+inline_ void transpose4(const float *from, size row, float *to, size column) {
+    vec4 a = *(const vec4 *)from, b = *(const vec4 *)(from + row);
+    vec4 c = *(const vec4 *)(from + 2 * row), d = *(const vec4 *)(from + 3 * row);
+    vec4 ab = SHUFFLE(a, b, 0, 4, 1, 5), cd = SHUFFLE(c, d, 0, 4, 1, 5);
+    vec4 AB = SHUFFLE(a, b, 2, 6, 3, 7), CD = SHUFFLE(c, d, 2, 6, 3, 7);
+    *(vec4 *)to = SHUFFLE(ab, cd, 0, 1, 4, 5);
+    *(vec4 *)(to + column) = SHUFFLE(ab, cd, 2, 3, 6, 7);
+    *(vec4 *)(to + 2 * column) = SHUFFLE(AB, CD, 0, 1, 4, 5);
+    *(vec4 *)(to + 3 * column) = SHUFFLE(AB, CD, 2, 3, 6, 7);
+}
+
+/* to[c * to_c + b] = from[b * row + c] */
+static void transpose(const float *from, size row, float *to, size column, size rows, size columns) {
+    size r = 0;
+    for (; r + 4 <= rows; r += 4) {
+        size c = 0;
+        for (; c + 4 <= columns; c += 4)
+            transpose4(from + r * row + c, row, to + c * column + r, column);
+        for (; c < columns; c++)
+            for (size i = 0; i < 4; i++) to[c * column + r + i] = from[(r + i) * row + c];
+    }
+    for (; r < rows; r++)
+        for (size c = 0; c < columns; c++) to[c * column + r] = from[r * row + c];
+}
+
+/* One time of a block of examples -> to [channels, BLOCK]; the missing examples of the last block are 0. */
+static void pack(const float *from, Strides s, size count, size channels, float *to) {
+    if (count < BLOCK) memset(to, 0, channels * BLOCK * sizeof(float));
+    if (s.channel == 1)
+        transpose(from, s.example, to, BLOCK, count, channels);
+    else if (s.example == 1)
+        for (size c = 0; c < channels; c++) memcpy(to + c * BLOCK, from + c * s.channel, count * sizeof(float));
+    else
+        for (size c = 0; c < channels; c++)
+            for (size b = 0; b < count; b++) to[c * BLOCK + b] = from[b * s.example + c * s.channel];
+}
+
+/* [x; 1] of a block of examples at all times: to [T, I + 1, BLOCK]. */
+static void pack_inputs(const float *x, Strides s, Shape n, size start, size count, float *to) {
+    for (size t = 0; t < n.time; t++, to += (n.inputs + 1) * BLOCK) {
+        pack(x + t * s.time + start * s.example, s, count, n.inputs, to);
+        for (size b = 0; b < BLOCK; b++) to[n.inputs * BLOCK + b] = 1;
+    }
+}
+
+/* Weights for `product`: their rows times -log2(e), those of g twice that. */
+static void scale(size count, const float *w, float *to) {
+    for (size i = 0; i < count; i++) to[i] = w[i] * (i % 4 == 2 ? -2 * LOG2E : -LOG2E);
+}
+
+/* 1 + e^-a of i, f, o and 1 + e^-2a of g, for one hidden unit; a = w [x; 1; h], w scaled, [rows + hidden, G]. */
+inline_ void product(vec s[4][2], const float *w, const float *x, size rows, const float *h, size hidden) {
+    for (int g = 0; g < 4; g++) s[g][0] = s[g][1] = (vec){0};
+    for (size k = 0; k < rows; k++, x += BLOCK, w += 4) {
+        vec u = load(x), v = load(x + LANES);
+        for (int g = 0; g < 4; g++) s[g][0] += w[g] * u, s[g][1] += w[g] * v;
+    }
+    for (size k = 0; k < hidden; k++, h += BLOCK, w += 4) {
+        vec u = load(h), v = load(h + LANES);
+        for (int g = 0; g < 4; g++) s[g][0] += w[g] * u, s[g][1] += w[g] * v;
+    }
+    for (int g = 0; g < 4; g++)
+        for (int v = 0; v < 2; v++) s[g][v] = 1.0f + power2(s[g][v]);
+}
+
+static void scan(Shape n, int reverse, const float *x, const float *w, float *h, float *c) {
+    size rows = n.inputs + 1, H = n.hidden, K = rows + H, wide = n.directions * H * BLOCK;
+    for (size s = 0; s < n.time; s++, c += H * BLOCK) {
+        size t = reverse ? n.time - 1 - s : s;
+        const float *before = s ? h + (reverse ? t + 1 : t - 1) * wide : 0;
+        float *now = h + t * wide;
+        for (size j = 0; j < H; j++) {
+            vec a[4][2];
+            product(a, w + j * K * 4, x + t * rows * BLOCK, rows, before, s ? H : 0);
+            for (int v = 0; v < 2; v++) {
+                vec *cell = (vec *)(c + j * BLOCK + v * LANES), i = a[0][v], f = a[1][v], g = a[2][v];
+                vec ig = (2.0f - g) / (i * g); /* sigmoid(a) tanh(b) = 1 / (1 + e^-a) (2 / (1 + e^-2b) - 1) */
+                *cell = s ? cell[-H * BLOCK / LANES] / f + ig : ig;
+                *(vec *)(now + j * BLOCK + v * LANES) = a[3][v];
+            }
+        }
+        for (size at = 0; at < H * BLOCK; at += LANES) { /* apart, because many at once hide the latency */
+            vec l = 1.0f + power2(-2 * LOG2E * *(vec *)(c + at)), *o = (vec *)(now + at);
+            *o = (2.0f - l) / (*o * l);
+        }
+    }
+}
+
+/* x by strides; weights; -> out [P, T, B, D H], and h and c for the backward pass. Returns 0, or -1 without memory. */
+int lstm_forward(Shape n, const float *x, Strides sx, const float *w, float *out, float *h, float *c) {
+    size H = n.hidden, D = n.directions, K = n.inputs + 1 + H, blocks = (n.examples + BLOCK - 1) / BLOCK;
+    size line = n.time * D * H * BLOCK;
+    float *u = allocate((n.time * (n.inputs + 1) * BLOCK + D * H * K * 4) * sizeof(float));
+    if (!u) return -1;
+    float *scaled = u + n.time * (n.inputs + 1) * BLOCK;
+    for (size p = 0; p < n.members; p++) {
+        scale(D * H * K * 4, w + p * D * H * K * 4, scaled);
+        for (size k = 0; k < blocks; k++, h += line, c += line) {
+            size start = k * BLOCK, count = n.examples - start < BLOCK ? n.examples - start : BLOCK;
+            pack_inputs(x + p * sx.member, sx, n, start, count, u);
+            for (size d = 0; d < D; d++)
+                scan(n, d == 1, u, scaled + d * H * K * 4, h + d * H * BLOCK, c + d * n.time * H * BLOCK);
+            for (size t = 0; t < n.time; t++)
+                transpose(h + t * D * H * BLOCK, BLOCK, out + ((p * n.time + t) * n.examples + start) * D * H, D * H,
+                          D * H, count);
+        }
+    }
+    free(u);
+    return 0;
+}
+
+/* Gradients of one step before the sigmoids: d [H, G, BLOCK]; dh, dc [H, BLOCK] come from the later step, and dc
+   leaves for the earlier one. */
+static void step(Shape n, const float *x, const float *w, const float *before, const float *h, const float *old,
+                 const float *upstream, const float *dh, float *dc, float *d) {
+    size rows = n.inputs + 1, H = n.hidden, K = rows + H;
+    for (size j = 0; j < H; j++) {
+        vec a[4][2];
+        product(a, w + j * K * 4, x, rows, before, before ? H : 0);
+        for (int v = 0; v < 2; v++, d += LANES) {
+            size at = j * BLOCK + v * LANES;
+            vec one = 1.0f / (a[0][v] * a[1][v]), two = 1.0f / (a[2][v] * a[3][v]);
+            vec i = one * a[1][v], f = one * a[0][v], g = 2.0f * (two * a[3][v]) - 1.0f, o = two * a[2][v];
+            vec out = *(vec *)(upstream + at) + *(vec *)(dh + at), *own = (vec *)(dc + at), *e = (vec *)d;
+            vec l = *(vec *)(h + at) * a[3][v]; /* tanh(c) = h / o */
+            vec cell = *own + out * o * (1.0f - l * l);
+            e[0] = cell * g * (i * (1.0f - i));
+            e[2] = old ? cell * *(vec *)(old + at) * (f * (1.0f - f)) : (vec){0};
+            e[4] = cell * i * (1.0f - g * g);
+            e[6] = out * l * (o * (1.0f - o));
+            *own = cell * f;
+        }
+        d += 3 * BLOCK;
+    }
+}
+
+/* to [count, BLOCK] = or += w' d for `count` rows of [x; 1; h]; w points to the first of them. */
+inline_ void back_rows(int count, float *to, int add, const float *w, const float *d, size H, size K) {
+    vec s[4][2];
+    for (int r = 0; r < count; r++)
+        for (int v = 0; v < 2; v++) s[r][v] = add ? *(vec *)(to + r * BLOCK + v * LANES) : (vec){0};
+    for (size j = 0; j < H; j++, w += K * 4)
+        for (int g = 0; g < 4; g++, d += BLOCK) {
+            vec u = load(d), v = load(d + LANES);
+            for (int r = 0; r < count; r++) s[r][0] += w[r * 4 + g] * u, s[r][1] += w[r * 4 + g] * v;
+        }
+    for (int r = 0; r < count; r++)
+        for (int v = 0; v < 2; v++) *(vec *)(to + r * BLOCK + v * LANES) = s[r][v];
+}
+
+static void back(size rows, float *to, int add, const float *w, const float *d, size H, size K) {
+    for (; rows >= 4; rows -= 4, to += 4 * BLOCK, w += 16) back_rows(4, to, add, w, d, H, K);
+    if (rows == 3) back_rows(3, to, add, w, d, H, K);
+    if (rows == 2) back_rows(2, to, add, w, d, H, K);
+    if (rows == 1) back_rows(1, to, add, w, d, H, K);
+}
+
+/* sums [count, G] += d [steps, G, BLOCK] u [steps, count, BLOCK]', still a sum per lane. */
+inline_ void outer_rows(int count, vec *sums, const float *d, size d_step, const float *u, size u_step, size steps) {
+    vec s[3][4];
+    for (int r = 0; r < count; r++)
+        for (int g = 0; g < 4; g++) s[r][g] = sums[r * 4 + g];
+    for (size t = 0; t < steps; t++, d += d_step, u += u_step)
+        for (int v = 0; v < 2; v++)
+            for (int g = 0; g < 4; g++) {
+                vec one = load(d + g * BLOCK + v * LANES);
+                for (int r = 0; r < count; r++) s[r][g] += one * *(const vec *)(u + r * BLOCK + v * LANES);
+            }
+    for (int r = 0; r < count; r++)
+        for (int g = 0; g < 4; g++) sums[r * 4 + g] = s[r][g];
+}
+
+static void outer(size rows, vec *sums, const float *d, size d_step, const float *u, size u_step, size steps) {
+    for (; rows >= 3; rows -= 3, sums += 12, u += 3 * BLOCK) outer_rows(3, sums, d, d_step, u, u_step, steps);
+    if (rows == 2) outer_rows(2, sums, d, d_step, u, u_step, steps);
+    if (rows == 1) outer_rows(1, sums, d, d_step, u, u_step, steps);
+}
+
+typedef struct {
+    float *u, *upstream, *du, *d, *dh, *dc, *scaled;
+    vec *sums;
+    double *totals;
+} Scratch;
+
+static void scan_back(Shape n, int reverse, const float *w, const float *h, const float *c, Scratch m, int need_input) {
+    size rows = n.inputs + 1, H = n.hidden, K = rows + H, wide = n.directions * H * BLOCK, cells = H * BLOCK;
+    size forth = reverse ? -1 : 1, d_step = 4 * cells, end = n.time;
+    memset(m.dh, 0, cells * sizeof(float));
+    while (end > 0) {
+        size begin = end > STEPS ? end - STEPS : 0;
+        for (size s = end - 1; s >= begin; s--) {
+            size t = reverse ? n.time - 1 - s : s;
+            const float *before = s ? h + (t - forth) * wide : 0, *old = s ? c + (s - 1) * cells : 0;
+            float *d = m.d + (s - begin) * d_step;
+            step(n, m.u + t * rows * BLOCK, m.scaled, before, h + t * wide, old,
+                 m.upstream + t * wide + reverse * cells, m.dh, m.dc, d);
+            if (s) back(H, m.dh, 0, w + rows * 4, d, H, K);
+            if (need_input) back(n.inputs, m.du + t * n.inputs * BLOCK, reverse, w, d, H, K);
+        }
+        size first = reverse ? n.time - 1 - begin : begin, skip = begin == 0;
+        const float *earlier = h + (first + (skip ? 0 : -forth)) * wide;
+        for (size j = 0; j < H; j++) {
+            vec *sums = m.sums + j * K * 4;
+            const float *d = m.d + j * 4 * BLOCK;
+            outer(rows, sums, d, d_step, m.u + first * rows * BLOCK, forth * rows * BLOCK, end - begin);
+            outer(H, sums + rows * 4, d + skip * d_step, d_step, earlier, forth * wide, end - begin - skip);
+        }
+        end = begin;
+    }
+}
+
+static void flush(size count, vec *sums, double *totals) {
+    for (size i = 0; i < count; i++) {
+        double s = 0;
+        for (int lane = 0; lane < LANES; lane++) s += sums[i][lane];
+        totals[i] += s;
+        sums[i] = (vec){0};
+    }
+}
+
+static void block_back(Shape n, size start, const float *x, Strides sx, const float *w, const float *h, const float *c,
+                       const float *grad, Strides sg, const float *grad_cell, float *dx, Scratch m) {
+    size H = n.hidden, D = n.directions, K = n.inputs + 1 + H, cells = H * BLOCK;
+    size count = n.examples - start < BLOCK ? n.examples - start : BLOCK;
+    pack_inputs(x, sx, n, start, count, m.u);
+    for (size t = 0; t < n.time; t++)
+        pack(grad + t * sg.time + start * sg.example, sg, count, D * H, m.upstream + t * D * cells);
+    for (size d = 0; d < D; d++) {
+        if (grad_cell)
+            memcpy(m.dc, grad_cell + d * cells, cells * sizeof(float));
+        else
+            memset(m.dc, 0, cells * sizeof(float));
+        Scratch own = m;
+        own.sums += d * H * K * 4, own.scaled += d * H * K * 4;
+        scan_back(n, d == 1, w + d * H * K * 4, h + d * cells, c + d * n.time * cells, own, dx != 0);
+    }
+    if (dx)
+        for (size t = 0; t < n.time; t++)
+            transpose(m.du + t * n.inputs * BLOCK, BLOCK, dx + (t * n.examples + start) * n.inputs, n.inputs,
+                      n.inputs, count);
+}
+
+/* Inputs of `lstm_forward`, its h and c, the gradients of out by strides and of the last c [P, blocks, D, H, BLOCK]
+   or none -> dx [P, T, B, I] unless it is none, and the weights' gradients. Returns 0, or -1 without memory. */
+int lstm_backward(Shape n, const float *x, Strides sx, const float *w, const float *h, const float *c,
+                  const float *grad, Strides sg, const float *grad_cell, float *dx, float *dw) {
+    size H = n.hidden, D = n.directions, I = n.inputs, cells = H * BLOCK, line = n.time * D * cells;
+    size weights = D * H * (I + 1 + H) * 4, blocks = (n.examples + BLOCK - 1) / BLOCK;
+    size floats = n.time * (2 * I + 1) * BLOCK + line + (4 * STEPS + 2) * cells;
+    float *memory = allocate(floats * sizeof(float) + weights * (sizeof(vec) + sizeof(double) + sizeof(float)));
+    if (!memory) return -1;
+    Scratch m = {.u = memory};
+    m.upstream = m.u + n.time * (I + 1) * BLOCK, m.du = m.upstream + line, m.d = m.du + n.time * I * BLOCK;
+    m.dh = m.d + 4 * STEPS * cells, m.dc = m.dh + cells;
+    m.sums = (vec *)(m.dc + cells), m.totals = (double *)(m.sums + weights);
+    m.scaled = (float *)(m.totals + weights);
+    for (size p = 0; p < n.members; p++, w += weights, dw += weights) {
+        memset(m.sums, 0, weights * (sizeof(vec) + sizeof(double)));
+        scale(weights, w, m.scaled);
+        for (size k = 0; k < blocks; k++, h += line, c += line) {
+            const float *last = grad_cell ? grad_cell + (p * blocks + k) * D * cells : 0;
+            block_back(n, k * BLOCK, x + p * sx.member, sx, w, h, c, grad + p * sg.member, sg, last,
+                       dx ? dx + p * n.time * n.examples * I : 0, m);
+            if (k % FLUSH == FLUSH - 1 || k == blocks - 1) flush(weights, m.sums, m.totals);
+        }
+        for (size i = 0; i < weights; i++) dw[i] = m.totals[i];
+    }
+    free(memory);
+    return 0;
+}

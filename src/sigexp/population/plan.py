@@ -1,0 +1,40 @@
+"""How a population is computed: the choices that change the speed and the last bits of a run, and nothing else."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+WAYS = ("together", "one by one", "moments")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """With the same plan, a run on a CPU repeats bit for bit.
+
+    way: 'together' is one pass for all members (together.py), 'one by one' the library's operations member by member,
+        'moments' second-order statistics instead of examples (moments.py).
+    channels_last: memory layout of images and kernels, for 'one by one'.
+    slice: examples in one pass, so that activations stay in the cache or in memory; None takes the minibatch whole.
+    shards: parts of the population that are computed apart from each other, each on `threads` threads, whichever
+        processes carry them.
+    kernels: which algorithm each convolution takes, for 'together'.
+    """
+
+    way: str = "one by one"
+    channels_last: bool = False
+    slice: int | None = None
+    shards: int = 1
+    threads: int = 1
+    kernels: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.way not in WAYS:
+            raise ValueError(f"way {self.way!r}: expected one of {', '.join(WAYS)}")
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        parts = [self.way, *["channels_last"] * self.channels_last]
+        parts += [f"{self.slice} examples a pass"] if self.slice else []
+        return ", ".join([*parts, f"{self.shards} x {self.threads} threads"])
