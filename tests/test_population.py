@@ -173,3 +173,54 @@ def test_evaluation_uses_running_statistics_and_changes_nothing():
 def test_unknown_optimizers_are_refused():
     with pytest.raises(ValueError, match="sgd, nesterov, adam, adamw"):
         population(members(1), "adagrad")
+
+
+def plain_net() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 1, 3, padding=1)).double()
+
+
+@pytest.mark.parametrize("plan", [Plan(way="together"), Plan(way="one by one")], ids=str)
+def test_a_pass_that_does_not_fit_into_memory_is_split(plan, monkeypatch, caplog):
+    modules = [plain_net() for _ in range(3)]
+    free, limited = population(modules, plan=plan), population(modules, plan=plan)
+    convolution = nn.Conv2d.forward
+
+    def with_little_memory(self, x):
+        if x.shape[0] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return convolution(self, x)
+
+    batch = batches(1, 12)[0]
+    expected = free.step(batch)
+    monkeypatch.setattr(nn.Conv2d, "forward", with_little_memory)
+    torch.testing.assert_close(limited.step(batch), expected, atol=1e-12, rtol=1e-12)
+    assert limited.plan.slice == 2
+    assert "out of memory: training goes on" in caplog.text
+    monkeypatch.undo()
+    for a, b in zip(free.member(1).parameters(), limited.member(1).parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
+
+
+def test_members_that_do_not_fit_into_memory_together_go_on_alone(monkeypatch, caplog):
+    """Batch normalisation needs the whole minibatch, so it is the members that are divided."""
+    together, alone = population(members(3), plan=Plan(way="together")), population(members(3))
+    gradients, calls = together.together.losses_and_gradients, []
+
+    def fails_the_second_time(*arguments):
+        calls.append(gradients(*arguments))
+        if len(calls) == 2:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 GB")
+        return calls[-1]
+
+    monkeypatch.setattr(together.together, "losses_and_gradients", fails_the_second_time)
+    for batch in batches(3, 8):
+        torch.testing.assert_close(together.step(batch), alone.step(batch), atol=1e-12, rtol=1e-12)
+    assert together.plan.way == "one by one"
+    for a, b in zip(together.member(0).state_dict().values(), alone.member(0).state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
+
+
+def test_other_errors_of_a_model_are_raised():
+    together = population([plain_net() for _ in range(2)], plan=Plan(way="together"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        together.step(Batch(torch.zeros(4, 2, 6, 6).double(), torch.zeros(4, 1, 6, 6).double()))

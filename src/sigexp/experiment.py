@@ -184,10 +184,10 @@ def carry(
     population: Population, trainer: Mapping[str, Any], seed: int, allocator_tuned: bool
 ) -> tuple[Population | Shards, int]:
     """The population as its plan divides it, carried by processes where there is more than one part."""
-    shards = population.plan.shards
-    if shards == 1:
+    plan = population.plan
+    if plan.shards == 1:
         return population, 1
-    processes = shards if trainer["processes"] == "auto" else min(trainer["processes"], shards)
+    processes = plan.processes if trainer["processes"] == "auto" else min(trainer["processes"], plan.shards)
     try:
         return Shards(population, processes, seed=seed, tune_allocator=allocator_tuned), processes
     except (pickle.PicklingError, AttributeError, TypeError) as error:

@@ -119,11 +119,15 @@ class Race:
             yield from in_turn
         together = replace(alone, way="together", kernels=self._kernels())
         most = self._most_examples(together)
+        apart = self.wanted.members
         if not self.population.whole:
             for length in dict.fromkeys(min(length, most, self.size) for length in SLICES):
                 yield replace(together, slice=length)
-        elif most >= self.size:
-            yield together
+        else:
+            if most >= self.size:
+                yield together
+            if most * apart >= self.size > 1 and apart > 1:
+                yield replace(together, shards=apart)
         if not self.population.whole and self.wanted.execution == "auto":
             yield from in_turn
 
@@ -192,7 +196,7 @@ class Race:
 
     def _enter(self, plan: Plan, members: int) -> None:
         """Time a candidate, if the race's share of the run leaves time for it."""
-        rows = members if plan.way == "together" else 1
+        rows = members if plan.way == "together" and plan.shards == 1 else 1
         length = self.size if self.population.whole else min(self.size, plan.slice or 64)
         if self.best[0]:
             budget = LEAST_SECONDS + SHARE * self.wanted.samples / self.best[0]
@@ -220,14 +224,15 @@ class Race:
     def _decide_on_processes(self, apart: int) -> None:
         """Parts on a thread each, or all members on all threads: by the time to the end of the run."""
         alone, plan = self.best
-        divided, whole = replace(plan, shards=apart), replace(plan, threads=self.wanted.threads)
+        divided = replace(plan, shards=max(plan.shards, apart), processes=apart)
+        whole = replace(plan, threads=self.wanted.threads)
         rate = PROCESS_EFFICIENCY * apart * alone
         self.best = (rate, divided)
         if self.wanted.processes:
             return
         if self.wanted.samples * (1 / alone - 1 / rate) > PROCESS_SECONDS:
             torch.set_num_threads(self.wanted.threads)
-            rows = self.wanted.members if plan.way == "together" else 1
+            rows = self.wanted.members if plan.way == "together" and plan.shards == 1 else 1
             length = self.size if self.population.whole else min(self.size, plan.slice or 64)
             self.rates[str(whole)] = self._time(whole, rows, length)
             if self.wanted.samples * (1 / self.rates[str(whole)] - 1 / rate) > PROCESS_SECONDS:

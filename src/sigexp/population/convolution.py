@@ -11,7 +11,8 @@ banded: a product with a banded matrix; for filters along one axis.
 library: torch's own convolution, with P times the outputs where the input is shared, else member by member.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from sigexp.layers.fft_conv import FFTCorrelation
 
 Pair = tuple[int, int]
+WINDOW_VALUES = 2**21  # numbers in the columns that are made at a time
 LARGEST_WINDOWS = 2**26  # bytes of one example's windows as columns, above which they are not made
 
 
@@ -127,10 +129,13 @@ def by_patches(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor) -> T
     A column of ones carries the bias, which costs less than a pass over the outputs to add it.
     """
     members, outputs = weight.shape[:2]
-    columns = Patches.apply(x, geometry)
-    rows = torch.cat([weight.flatten(2), bias[:, :, None]], 2).view(len(x), -1, columns.shape[1])
     size = geometry.extent((x.shape[3], x.shape[4]))
-    return torch.bmm(rows, columns).view(members, outputs, x.shape[2], *size)  # [Q, P / Q D, B H' W'] before
+    if geometry.kernel == (1, 1) and size == x.shape[3:] and len(x) == members:
+        out = torch.baddbmm(bias[:, :, None], weight.flatten(2), x.flatten(2))
+    else:
+        rows = torch.cat([weight.flatten(2), bias[:, :, None]], 2)
+        out = WindowProduct.apply(x, rows.view(len(x), -1, rows.shape[2]), geometry)  # [Q, P / Q D, B H' W']
+    return out.view(members, outputs, x.shape[2], *size)
 
 
 def by_scatter(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -189,21 +194,51 @@ def planewise(bias: Tensor) -> Tensor:
     return bias[:, :, None, None, None]
 
 
-class Patches(torch.autograd.Function):
-    """x [Q, C, B, H, W] -> windows as columns and ones below them [Q, C h w + 1, B H' W']."""
+class WindowProduct(torch.autograd.Function):
+    """x [Q, C, B, H, W], rows [Q, D, C h w + 1] -> the products with every window and a 1, [Q, D, B H' W'].
+
+    The windows of a few examples are made at a time, and made again for the gradient, so that they stay in the cache.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, geometry: Geometry) -> Tensor:
-        ctx.geometry, ctx.shape = geometry, x.shape
-        return _patches(x, geometry, ones=1)
+    def forward(ctx, x: Tensor, rows: Tensor, geometry: Geometry) -> Tensor:
+        ctx.geometry = geometry
+        ctx.save_for_backward(x, rows)
+        pixels = math.prod(geometry.extent((x.shape[3], x.shape[4])))
+        out = x.new_empty(len(x), rows.shape[1], x.shape[2] * pixels)
+        for examples, columns in _windows(x, geometry):
+            for q, place in enumerate(out[:, :, examples.start * pixels : examples.stop * pixels]):
+                torch.mm(rows[q], columns[q], out=place)
+        return out
 
     @staticmethod
     def backward(ctx, grad):
-        return _scatter(grad[:, :-1], ctx.geometry, ctx.shape[1:]), None
+        x, rows = ctx.saved_tensors
+        pixels = grad.shape[2] // x.shape[2]
+        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        grad_rows = torch.zeros_like(rows)
+        for examples, columns in _windows(x, ctx.geometry):
+            here = grad[:, :, examples.start * pixels : examples.stop * pixels]
+            for q in range(len(x)):
+                grad_rows[q].addmm_(here[q], columns[q].t())
+            if grad_x is not None:
+                spread = torch.bmm(rows[:, :, :-1].transpose(1, 2), here)
+                part = grad_x[:, :, examples]
+                part.copy_(_scatter(spread, ctx.geometry, part.shape[1:]))
+        return grad_x, grad_rows, None
+
+
+def _windows(x: Tensor, geometry: Geometry) -> Iterator[tuple[slice, Tensor]]:
+    """Runs of examples and their windows with ones below, few enough at a time for the cache."""
+    size = math.prod(geometry.kernel) * math.prod(geometry.extent((x.shape[3], x.shape[4]))) * x.shape[1]
+    count = max(1, WINDOW_VALUES // (len(x) * size))
+    for first in range(0, x.shape[2], count):
+        examples = slice(first, min(first + count, x.shape[2]))
+        yield examples, _patches(x[:, :, examples], geometry, ones=1)
 
 
 class Scatter(torch.autograd.Function):
-    """Every window's values added where the window was: the adjoint of `Patches`, without its ones.
+    """Every window's values added where the window was: the adjoint of `_patches` without ones.
 
     columns [Q, C h w, B H' W'] -> [Q, *shape] with shape = (C, B, H, W).
     """

@@ -15,8 +15,8 @@ class Plan:
         'moments' second-order statistics instead of examples (moments.py).
     channels_last: memory layout of images and kernels, for 'one by one'.
     slice: examples in one pass, so that activations stay in the cache or in memory; None takes the minibatch whole.
-    shards: parts of the population that are computed apart from each other, each on `threads` threads, whichever
-        processes carry them.
+    shards: parts of the population that are computed apart from each other, each on `threads` threads.
+    processes: that carry them; their number changes no bit.
     kernels: which algorithm each convolution takes, for 'together'.
     """
 
@@ -24,6 +24,7 @@ class Plan:
     channels_last: bool = False
     slice: int | None = None
     shards: int = 1
+    processes: int = 1
     threads: int = 1
     kernels: Mapping[str, str] = field(default_factory=dict)
 
@@ -37,4 +38,7 @@ class Plan:
     def __str__(self) -> str:
         parts = [self.way, *["channels_last"] * self.channels_last]
         parts += [f"{self.slice} examples a pass"] if self.slice else []
-        return ", ".join([*parts, f"{self.shards} x {self.threads} threads"])
+        parts += [f"{self.shards} parts"] if self.shards > 1 else []
+        number = self.processes * self.threads
+        carriers = "processes" if self.processes > 1 else "threads" if number > 1 else "thread"
+        return ", ".join([*parts, f"{number} {carriers}"])

@@ -8,6 +8,7 @@ import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -172,10 +173,6 @@ class Population:
     def examples(self, feed: Feed, position: int, count: int) -> Batch:
         return feed.take(position, count)
 
-    def scale_lr(self, scale: float) -> None:
-        """Multiply every member's learning rate with `scale` from now on."""
-        self.lr_scale = scale
-
     def step(self, batch: Batch) -> Tensor:
         """Every member advances over the same examples, in minibatches of its own size.
 
@@ -219,7 +216,17 @@ class Population:
                 self._pending[0] = [Batch(*(part[offset:] for part in batch))]
                 break
             count = min(count, rest, count if self.whole else self.plan.slice or count)
-            self._accumulate(sizes, Batch(*(part[offset : offset + count] for part in batch)))
+            try:
+                self._accumulate(sizes, Batch(*(part[offset : offset + count] for part in batch)))
+            except (MemoryError, RuntimeError) as error:
+                self._split(count, error)
+                if self.plan.way == "together":
+                    continue
+                remaining = Batch(*(part[offset:] for part in batch))
+                return [
+                    torch.cat([torch.stack(losses)] * bool(losses) + [self._advance_one(p, sizes[p], remaining)])
+                    for p, losses in enumerate(done)
+                ]
             offset += count
             self._filled = [filled + count for filled in self._filled]
             due = [p for p, (size, filled) in enumerate(zip(sizes, self._filled, strict=True)) if filled == size]
@@ -232,9 +239,15 @@ class Population:
     def _accumulate(self, sizes: list[int], batch: Batch) -> None:
         """Add the gradients of one pass to those of every member's unfinished minibatch."""
         params, buffers = self._named("params"), self._named("buffers")
+        before = {name: buffer.clone() for name, buffer in buffers.items()} if self.whole else {}
         weights = 1 / torch.tensor(sizes, dtype=torch.float64, device=self.device)
-        with self._autocast():
-            losses, found = self.together.losses_and_gradients(params, buffers, batch, weights)
+        try:
+            with self._autocast():
+                losses, found = self.together.losses_and_gradients(params, buffers, batch, weights)
+        except (MemoryError, RuntimeError):
+            for name, buffer in before.items():  # running statistics, which the pass may have changed
+                buffers[name].copy_(buffer)
+            raise
         self._losses = self._losses.to(losses.dtype) + losses.sum(1) * weights.to(losses)
         grads = [g if g is not None else torch.zeros_like(p) for g, p in zip(found, params.values(), strict=True)]
         self._unused = [name for name, grad in zip(params, found, strict=True) if grad is None]
@@ -242,6 +255,19 @@ class Population:
             self._gradients = grads
         else:
             torch._foreach_add_(self._gradients, grads)
+
+    def _split(self, count: int, error: BaseException) -> None:
+        """After a pass over `count` examples that did not fit into memory: a plan of smaller passes, or the error."""
+        texts = ("can't allocate memory", "not enough memory", "out of memory")
+        if not isinstance(error, MemoryError) and not any(text in str(error) for text in texts):
+            raise error
+        if not self.whole and count > 1:
+            self.plan = replace(self.plan, slice=count // 2)
+        elif self.plan.way == "together":
+            self.plan = replace(self.plan, way="one by one")
+        else:
+            raise error
+        log.warning("out of memory: training goes on with %s", self.plan)
 
     def _update(self, due: list[int], sizes: list[int]) -> Tensor:
         """Update the members whose minibatch is full, and begin their next one; its losses, [len(due)]."""
@@ -296,35 +322,45 @@ class Population:
         return torch.stack(losses) if losses else torch.empty(0, device=self.device)
 
     def _update_one(self, p: int, batch: Batch) -> Tensor:
+        while True:
+            count = len(batch.inputs)
+            length = count if self.whole else min(self.plan.slice or count, count)
+            try:
+                loss, grads = self._gradients_one(p, batch, length)
+                break
+            except (MemoryError, RuntimeError) as error:
+                self._split(length, error)
+        if self.clip_norm is not None:
+            clip_([grad[None] for grad in grads.values()], self.clip_norm)
+        hparams = {name: float(self._state[f"hparams/{name}"][p]) for name in HPARAMS[:3]}
+        with torch.no_grad():
+            update_one(
+                self.optimizer,
+                [self._state[f"params/{name}"][p] for name in grads],
+                list(grads.values()),
+                {slot: [self._state[f"{slot}/{name}"][p] for name in grads] for slot in SLOTS[self.optimizer]},
+                self._state["step"][p],
+                **{**hparams, "lr": hparams["lr"] * self.lr_scale},
+            )
+        return loss
+
+    def _gradients_one(self, p: int, batch: Batch, length: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss of a minibatch and its gradients, in passes of `length` examples."""
         member = self.modules()[p].train()
         named = {name.removeprefix("_orig_mod."): t for name, t in member.named_parameters() if t.requires_grad}
-        count = len(batch.inputs)
-        length = count if self.whole else min(self.plan.slice or count, count)
         total = torch.zeros((), device=self.device)
         found: Sequence[Tensor | None] | None = None
         for inputs, targets in zip(batch.inputs.split(length), batch.targets.split(length), strict=True):
             if self.plan.channels_last and inputs.ndim == 4:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             with self._autocast():
-                loss = self._full_precision(self.loss)(member(inputs), targets).sum() / count
+                losses = self._full_precision(self.loss)(member(inputs), targets)
+            loss = losses.sum() / len(batch.inputs)
             grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
             found = grads if found is None else [_sum(a, b) for a, b in zip(found, grads, strict=True)]
             total = total + loss.detach()
         assert found is not None
-        used = {name: grad for name, grad in zip(named, found, strict=True) if grad is not None}
-        if self.clip_norm is not None:
-            clip_([grad[None] for grad in used.values()], self.clip_norm)
-        hparams = {name: float(self._state[f"hparams/{name}"][p]) for name in HPARAMS[:3]}
-        with torch.no_grad():
-            update_one(
-                self.optimizer,
-                [named[name].data for name in used],
-                list(used.values()),
-                {slot: [self._state[f"{slot}/{name}"][p] for name in used] for slot in SLOTS[self.optimizer]},
-                self._state["step"][p],
-                **{**hparams, "lr": hparams["lr"] * self.lr_scale},
-            )
-        return total
+        return total, {name: grad for name, grad in zip(named, found, strict=True) if grad is not None}
 
     def _full_precision(self, loss: PerExample) -> PerExample:
         return (lambda outputs, targets: loss(outputs.float(), targets)) if self.precision == "bf16" else loss

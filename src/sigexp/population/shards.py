@@ -33,7 +33,7 @@ COMMAND = "from sigexp import machine; {tune} and machine.tune_allocator(); impo
 class Shards:
     """A population that is carried in parts; used like the `Population` it is made of.
 
-    processes: at most one for every shard; with 1 this process carries all of them, one after the other.
+    processes: with 1 this process carries all parts, one after the other; more divide them among themselves.
     seed: of what draws while it trains, such as dropout. tune_allocator: of the processes, as `machine` has it.
     """
 
@@ -44,14 +44,14 @@ class Shards:
         self.peak_memory_bytes = 0
         self._remote = processes > 1
         self._shared: Shared | None = None
-        self._parts: list[Carried | Worker] = []
+        self._crews: list[Crew | Worker] = []
+        self._threads = torch.get_num_threads()
+        numbers = list(range(whole.plan.shards))
         try:
-            for number in range(whole.plan.shards):
-                settings = {**whole.settings(), "seed": seed * 1000 + number}
-                if self._remote:
-                    settings["deterministic"] = torch.are_deterministic_algorithms_enabled()
-                self._parts.append(Worker(settings, tune_allocator) if self._remote else Carried(settings))
-            self._threads = torch.get_num_threads()
+            for first in range(min(processes, len(numbers))):
+                seeds = [seed * 1000 + number for number in numbers[first::processes]]
+                package = {**whole.settings(), "seeds": seeds}
+                self._crews.append(Worker(package, tune_allocator) if self._remote else Crew(package))
             if not self._remote:
                 torch.set_num_threads(whole.plan.threads)
             self.load_state(whole.state())
@@ -66,26 +66,29 @@ class Shards:
     def hparams(self) -> dict[str, Tensor]:
         return self.whole.hparams
 
-    def _active(self) -> list[tuple["Carried | Worker", Tensor]]:
-        """Every part that has members, and which."""
-        rows = torch.arange(len(self)).chunk(len(self._parts))
-        return list(zip(self._parts, rows, strict=False))
+    def _rows(self) -> list[Tensor]:
+        """The members of every part that has any."""
+        return list(torch.arange(len(self)).chunk(self.plan.shards))
 
     def _ask(self, method: str, *arguments: Sequence[Any]) -> list[Any]:
-        """Call a method of every active part, with its own argument of each sequence; their answers."""
-        parts = [part for part, _ in self._active()]
-        rows = list(zip(*arguments, strict=True)) or [()] * len(parts)
-        for part, row in zip(parts, rows, strict=True):
-            part.send(method, *row)
-        return [part.receive() for part in parts]
+        """Call a method of every part, with its own argument of each sequence; their answers in order."""
+        count = len(self._rows())
+        calls = [(method, row) for row in zip(*arguments, strict=True)] if arguments else [(method, ())] * count
+        crews = self._crews[:count]
+        for i, crew in enumerate(crews):
+            crew.send(calls[i :: len(self._crews)])
+        answers: list[Any] = [None] * count
+        for i, crew in enumerate(crews):
+            answers[i :: len(self._crews)] = crew.receive()
+        return answers
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.whole.load_state(state)
-        self._ask("load_state", [take(state, rows) for _, rows in self._active()])
+        self._ask("load_state", [take(state, rows) for rows in self._rows()])
 
     def set_hparams(self, hparams: Mapping[str, Tensor]) -> None:
         self.whole.set_hparams(hparams)
-        self._ask("set_hparams", [take(hparams, rows) for _, rows in self._active()])
+        self._ask("set_hparams", [take(hparams, rows) for rows in self._rows()])
 
     def state(self) -> State:
         return join(*self._ask("state"))
@@ -97,26 +100,23 @@ class Shards:
         self._ask("drop_pending")
 
     def advance(self, feed: Feed, position: int, count: int) -> list[Tensor]:
-        parts = self._active()
-        self._ask("scale_lr", [self.lr_scale] * len(parts))
-        if not self._remote or feed.size is None:
-            examples = [self.whole.examples(feed, position, count)] * len(parts)
-            return [losses for part in self._ask("minibatch_losses", examples) for losses in part]
-        if self._shared is None:
-            self._shared = Shared(feed.data())
-            self._ask_all("attach", self._shared.description)
-            self._shared.unlink()
-        answers = self._ask("advance_by_index", [feed.indices(position, count)] * len(parts))
+        parts = len(self._rows())
+        scales = [self.lr_scale] * parts
+        if self._remote and feed.size is not None:
+            if self._shared is None:
+                self._shared = Shared(feed.data())
+                for crew in self._crews:
+                    crew.send([("attach", (self._shared.description,))])
+                for crew in self._crews:
+                    crew.receive()
+                self._shared.unlink()
+            answers = self._ask("advance", [feed.indices(position, count)] * parts, scales)
+        else:
+            answers = self._ask("advance", [feed.take(position, count)] * parts, scales)
         return [losses for part in answers for losses in part]
 
-    def _ask_all(self, method: str, argument: Any) -> None:
-        for part in self._parts:
-            part.send(method, argument)
-        for part in self._parts:
-            part.receive()
-
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
-        return join(*self._ask("evaluate", [batch] * len(self._active())))
+        return join(*self._ask("evaluate", [batch] * len(self._rows())))
 
     def member(self, p: int) -> nn.Module:
         self.whole.load_state(self.state())
@@ -124,12 +124,11 @@ class Shards:
 
     def close(self) -> None:
         """End the processes; their members are gone with them."""
-        for part in self._parts:
-            if isinstance(part, Worker):
-                self.peak_memory_bytes += part.close()
-        if not self._remote and self._parts:
-            torch.set_num_threads(self._threads)
-        self._parts = []
+        for crew in self._crews:
+            if isinstance(crew, Worker):
+                self.peak_memory_bytes += crew.close()
+        torch.set_num_threads(self._threads)
+        self._crews = []
 
 
 class Shared:
@@ -155,28 +154,23 @@ def mapped(description: tuple[str, tuple[int, ...], torch.dtype]) -> Tensor:
 
 
 class Worker:
-    """A process that carries one part; `send` and `receive` are calls of its population's methods."""
+    """A process with a `Crew`; used like one."""
 
     def __init__(self, settings: Mapping[str, Any], tune_allocator: bool) -> None:
-        package = pickle.dumps(settings)  # raises here, not in the process, what cannot travel
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        package = pickle.dumps({**settings, "deterministic": deterministic})  # what cannot travel is refused here
         self.connection, theirs = Pipe()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        command = COMMAND.format(tune=tune_allocator, module=__name__, descriptor=theirs.fileno())
         self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                COMMAND.format(tune=tune_allocator, module=__name__, descriptor=theirs.fileno()),
-            ],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            env=environment,
+            [sys.executable, "-c", command], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment
         )
         theirs.close()
         self.connection.send_bytes(package)
 
-    def send(self, method: str, *arguments: Any) -> None:
+    def send(self, calls: Sequence[tuple[str, Sequence[Any]]]) -> None:
         try:
-            self.connection.send_bytes(pickle.dumps((method, _packed(arguments)), protocol=pickle.HIGHEST_PROTOCOL))
+            self.connection.send_bytes(pickle.dumps(_packed(list(calls)), protocol=pickle.HIGHEST_PROTOCOL))
         except (BrokenPipeError, ConnectionResetError):
             self._died()
 
@@ -201,8 +195,8 @@ class Worker:
         """Its peak memory in bytes."""
         peak = 0
         with suppress(Exception):
-            self.send("peak_memory_bytes")
-            peak = self.receive()
+            self.send([("peak_memory_bytes", ())])
+            peak = self.receive()[0]
         self.connection.close()
         try:
             self.process.wait(10)
@@ -235,37 +229,54 @@ def _unpacked(value: Any) -> Any:
     return [_unpacked(part) for part in content] if kind == "list" else content
 
 
-class Carried:
-    """One part: a population with random numbers of its own, and the training set in shared memory."""
+class Part:
+    """Some members, with random numbers of their own."""
+
+    def __init__(self, settings: Mapping[str, Any], seed: int) -> None:
+        self.population = Population.of_settings(settings)
+        self.random = torch.Generator().manual_seed(seed).get_state()
+
+    def call(self, method: str, arguments: Sequence[Any]) -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self.random)
+            answer = getattr(self.population, method)(*arguments)
+            self.random = torch.get_rng_state()
+        return answer
+
+
+class Crew:
+    """The parts that one process carries, and the training set that it reads."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.population = Population.of_settings({k: v for k, v in settings.items() if k != "seed"})
+        others = {name: value for name, value in settings.items() if name != "seeds"}
+        self.parts = [Part(others, seed) for seed in settings["seeds"]]
         self.data: Batch | None = None
-        self.random = torch.Generator().manual_seed(settings["seed"]).get_state()
+        self.answers: list[Any] = []
+
+    def send(self, calls: Sequence[tuple[str, Sequence[Any]]]) -> None:
+        """The first call is for the first part, and so on; `attach` and `peak_memory_bytes` are for the crew."""
+        self.answers = [self._call(part, *call) for part, call in zip(self.parts, calls, strict=False)]
+
+    def receive(self) -> list[Any]:
+        return self.answers
+
+    def _call(self, part: Part, method: str, arguments: Sequence[Any]) -> Any:
+        if method in ("attach", "peak_memory_bytes"):
+            return getattr(self, method)(*arguments)
+        if method == "advance":
+            examples, lr_scale = arguments
+            part.population.lr_scale = lr_scale
+            if isinstance(examples, Tensor):
+                assert self.data is not None
+                examples = Batch(*(kept.index_select(0, examples) for kept in self.data))
+            return part.call("minibatch_losses", [examples])
+        return part.call(method, arguments)
 
     def attach(self, descriptions: Sequence[Any]) -> None:
         self.data = Batch(*(mapped(tuple(description)) for description in descriptions))
 
-    def advance_by_index(self, index: Tensor) -> list[Tensor]:
-        assert self.data is not None
-        return self.population.minibatch_losses(Batch(*(part.index_select(0, index) for part in self.data)))
-
     def peak_memory_bytes(self) -> int:
         return machine.peak_memory_bytes()
-
-    def send(self, method: str, *arguments: Any) -> None:
-        self.answer = self.call(method, arguments)
-
-    def receive(self) -> Any:
-        return self.answer
-
-    def call(self, method: str, arguments: Sequence[Any]) -> Any:
-        owner = self if hasattr(self, method) else self.population
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(self.random)
-            answer = getattr(owner, method)(*arguments)
-            self.random = torch.get_rng_state()
-        return answer
 
 
 def serve(descriptor: int) -> None:
@@ -274,14 +285,15 @@ def serve(descriptor: int) -> None:
     connection = Connection(descriptor)
     settings = pickle.loads(connection.recv_bytes())
     machine.configure_torch(settings["plan"].threads, deterministic=settings.pop("deterministic"))
-    carried = Carried(settings)
+    crew = Crew(settings)
     while True:
         try:
-            method, arguments = pickle.loads(connection.recv_bytes())
+            calls = _unpacked(pickle.loads(connection.recv_bytes()))
         except (EOFError, ConnectionResetError):
             return
         try:
-            answer = ("answer", _packed(carried.call(method, _unpacked(arguments))))
+            crew.send(calls)
+            answer = ("answer", _packed(crew.receive()))
         except Exception as error:
             answer = ("error", error)
         with suppress(BrokenPipeError):
