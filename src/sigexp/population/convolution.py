@@ -113,7 +113,8 @@ def _candidates(geometry: Geometry, shared: bool, pixels: int, weight: Tensor) -
     if unit and not shared and outputs <= 4 and height * width > 1:
         found["scatter"] = by_scatter
     windows = inputs * height * width * 4 * pixels  # bytes of one example's
-    if geometry.groups == 1 and (inputs <= 4 or outputs > 4 or not unit) and windows < LARGEST_WINDOWS:
+    either = inputs <= 4 or outputs > 4 or height * width == 1 or not unit
+    if geometry.groups == 1 and either and windows < LARGEST_WINDOWS:
         found["patches"] = by_patches
     if unit and geometry.dilation == (1, 1) and min(height, width) == 1 and max(height, width) >= 5:
         found["banded"] = by_banded_matrix

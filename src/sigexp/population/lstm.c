@@ -21,7 +21,8 @@
 #define LANES 4
 #endif
 #define BLOCK (2 * LANES)
-#define STEPS 16  /* of time, between two updates of the weights' gradients */
+#define STEPS 8   /* of time, between two updates of the weights' gradients */
+#define AHEAD 4   /* steps from asking the memory for h and c to their use in the backward pass */
 #define FLUSH 8   /* blocks that are summed in float32, before they enter a sum in float64 */
 #define inline_ static inline __attribute__((always_inline))
 
@@ -159,20 +160,22 @@ inline_ void product(vec s[4][2], const float *w, const float *x, size rows, con
         for (int v = 0; v < 2; v++) s[g][v] = 1.0f + power2(s[g][v]);
 }
 
-static void scan(Shape n, int reverse, const float *x, const float *w, float *h, float *c) {
+/* zero [H, BLOCK]: the initial state. */
+static void scan(Shape n, int reverse, const float *x, const float *w, const float *zero, float *h, float *c) {
     size rows = n.inputs + 1, H = n.hidden, K = rows + H, wide = n.directions * H * BLOCK;
     for (size s = 0; s < n.time; s++, c += H * BLOCK) {
         size t = reverse ? n.time - 1 - s : s;
-        const float *before = s ? h + (reverse ? t + 1 : t - 1) * wide : 0;
+        const float *before = s ? h + (reverse ? t + 1 : t - 1) * wide : zero, *old = s ? c - H * BLOCK : zero;
         float *now = h + t * wide;
         for (size j = 0; j < H; j++) {
             vec a[4][2];
-            product(a, w + j * K * 4, x + t * rows * BLOCK, rows, before, s ? H : 0);
+            product(a, w + j * K * 4, x + t * rows * BLOCK, rows, before, H);
             for (int v = 0; v < 2; v++) {
-                vec *cell = (vec *)(c + j * BLOCK + v * LANES), i = a[0][v], f = a[1][v], g = a[2][v];
+                size at = j * BLOCK + v * LANES;
+                vec i = a[0][v], f = a[1][v], g = a[2][v];
                 vec ig = (2.0f - g) / (i * g); /* sigmoid(a) tanh(b) = 1 / (1 + e^-a) (2 / (1 + e^-2b) - 1) */
-                *cell = s ? cell[-H * BLOCK / LANES] / f + ig : ig;
-                *(vec *)(now + j * BLOCK + v * LANES) = a[3][v];
+                *(vec *)(c + at) = *(vec *)(old + at) / f + ig;
+                *(vec *)(now + at) = a[3][v];
             }
         }
         for (size at = 0; at < H * BLOCK; at += LANES) { /* apart, because many at once hide the latency */
@@ -186,16 +189,17 @@ static void scan(Shape n, int reverse, const float *x, const float *w, float *h,
 int lstm_forward(Shape n, const float *x, Strides sx, const float *w, float *out, float *h, float *c) {
     size H = n.hidden, D = n.directions, K = n.inputs + 1 + H, blocks = (n.examples + BLOCK - 1) / BLOCK;
     size line = n.time * D * H * BLOCK;
-    float *u = allocate((n.time * (n.inputs + 1) * BLOCK + D * H * K * 4) * sizeof(float));
+    float *u = allocate((n.time * (n.inputs + 1) * BLOCK + H * BLOCK + D * H * K * 4) * sizeof(float));
     if (!u) return -1;
-    float *scaled = u + n.time * (n.inputs + 1) * BLOCK;
+    float *zero = u + n.time * (n.inputs + 1) * BLOCK, *scaled = zero + H * BLOCK;
+    memset(zero, 0, H * BLOCK * sizeof(float));
     for (size p = 0; p < n.members; p++) {
         scale(D * H * K * 4, w + p * D * H * K * 4, scaled);
         for (size k = 0; k < blocks; k++, h += line, c += line) {
             size start = k * BLOCK, count = n.examples - start < BLOCK ? n.examples - start : BLOCK;
             pack_inputs(x + p * sx.member, sx, n, start, count, u);
             for (size d = 0; d < D; d++)
-                scan(n, d == 1, u, scaled + d * H * K * 4, h + d * H * BLOCK, c + d * n.time * H * BLOCK);
+                scan(n, d == 1, u, scaled + d * H * K * 4, zero, h + d * H * BLOCK, c + d * n.time * H * BLOCK);
             for (size t = 0; t < n.time; t++)
                 transpose(h + t * D * H * BLOCK, BLOCK, out + ((p * n.time + t) * n.examples + start) * D * H, D * H,
                           D * H, count);
@@ -205,28 +209,28 @@ int lstm_forward(Shape n, const float *x, Strides sx, const float *w, float *out
     return 0;
 }
 
-/* Gradients of one step before the sigmoids: d [H, G, BLOCK]; dh, dc [H, BLOCK] come from the later step, and dc
-   leaves for the earlier one. */
+/* Gradients of one step before the sigmoids, after computing the gates again: d [H, G, BLOCK]. dh and dc [H, BLOCK]
+   come from the later step, and dc leaves for the earlier one. */
 static void step(Shape n, const float *x, const float *w, const float *before, const float *h, const float *old,
                  const float *upstream, const float *dh, float *dc, float *d) {
     size rows = n.inputs + 1, H = n.hidden, K = rows + H;
     for (size j = 0; j < H; j++) {
         vec a[4][2];
-        product(a, w + j * K * 4, x, rows, before, before ? H : 0);
-        for (int v = 0; v < 2; v++, d += LANES) {
-            size at = j * BLOCK + v * LANES;
-            vec one = 1.0f / (a[0][v] * a[1][v]), two = 1.0f / (a[2][v] * a[3][v]);
-            vec i = one * a[1][v], f = one * a[0][v], g = 2.0f * (two * a[3][v]) - 1.0f, o = two * a[2][v];
-            vec out = *(vec *)(upstream + at) + *(vec *)(dh + at), *own = (vec *)(dc + at), *e = (vec *)d;
-            vec l = *(vec *)(h + at) * a[3][v]; /* tanh(c) = h / o */
-            vec cell = *own + out * o * (1.0f - l * l);
-            e[0] = cell * g * (i * (1.0f - i));
-            e[2] = old ? cell * *(vec *)(old + at) * (f * (1.0f - f)) : (vec){0};
-            e[4] = cell * i * (1.0f - g * g);
-            e[6] = out * l * (o * (1.0f - o));
-            *own = cell * f;
-        }
-        d += 3 * BLOCK;
+        product(a, w + j * K * 4, x, rows, before, H);
+        for (int g = 0; g < 4; g++)
+            for (int v = 0; v < 2; v++) *(vec *)(d + j * 4 * BLOCK + g * BLOCK + v * LANES) = a[g][v];
+    }
+    for (size at = 0; at < H * BLOCK; at += LANES) {
+        vec *e = (vec *)(d + at / BLOCK * 4 * BLOCK + at % BLOCK), *own = (vec *)(dc + at);
+        vec one = 1.0f / (e[0] * e[2]), two = 1.0f / (e[4] * e[6]), l = *(vec *)(h + at) * e[6]; /* tanh(c) = h / o */
+        vec i = one * e[2], f = one * e[0], g = 2.0f * (two * e[6]) - 1.0f, o = two * e[4];
+        vec out = *(vec *)(upstream + at) + *(vec *)(dh + at);
+        vec cell = *own + out * o * (1.0f - l * l);
+        e[0] = cell * g * (i * (1.0f - i));
+        e[2] = cell * *(vec *)(old + at) * (f * (1.0f - f));
+        e[4] = cell * i * (1.0f - g * g);
+        e[6] = out * l * (o * (1.0f - o));
+        *own = cell * f;
     }
 }
 
@@ -273,10 +277,20 @@ static void outer(size rows, vec *sums, const float *d, size d_step, const float
 }
 
 typedef struct {
-    float *u, *upstream, *du, *d, *dh, *dc, *scaled;
+    float *u, *upstream, *du, *d, *dh, *dc, *zero, *scaled;
     vec *sums;
     double *totals;
 } Scratch;
+
+/* Ask the memory for h and c of the scan's step s: the processor does not foresee these jumps by itself. */
+inline_ void fetch(Shape n, int reverse, const float *h, const float *c, size s) {
+    size cells = n.hidden * BLOCK, t = reverse ? n.time - 1 - s : s;
+    if (s < 0) return;
+    for (size at = 0; at < cells; at += 16) {
+        __builtin_prefetch(h + t * n.directions * cells + at);
+        __builtin_prefetch(c + s * cells + at);
+    }
+}
 
 static void scan_back(Shape n, int reverse, const float *w, const float *h, const float *c, Scratch m, int need_input) {
     size rows = n.inputs + 1, H = n.hidden, K = rows + H, wide = n.directions * H * BLOCK, cells = H * BLOCK;
@@ -286,8 +300,9 @@ static void scan_back(Shape n, int reverse, const float *w, const float *h, cons
         size begin = end > STEPS ? end - STEPS : 0;
         for (size s = end - 1; s >= begin; s--) {
             size t = reverse ? n.time - 1 - s : s;
-            const float *before = s ? h + (t - forth) * wide : 0, *old = s ? c + (s - 1) * cells : 0;
+            const float *before = s ? h + (t - forth) * wide : m.zero, *old = s ? c + (s - 1) * cells : m.zero;
             float *d = m.d + (s - begin) * d_step;
+            fetch(n, reverse, h, c, s - AHEAD);
             step(n, m.u + t * rows * BLOCK, m.scaled, before, h + t * wide, old,
                  m.upstream + t * wide + reverse * cells, m.dh, m.dc, d);
             if (s) back(H, m.dh, 0, w + rows * 4, d, H, K);
@@ -318,6 +333,8 @@ static void block_back(Shape n, size start, const float *x, Strides sx, const fl
                        const float *grad, Strides sg, const float *grad_cell, float *dx, Scratch m) {
     size H = n.hidden, D = n.directions, K = n.inputs + 1 + H, cells = H * BLOCK;
     size count = n.examples - start < BLOCK ? n.examples - start : BLOCK;
+    for (size d = 0; d < D; d++)
+        for (size s = n.time - 1; s >= n.time - AHEAD; s--) fetch(n, d == 1, h + d * cells, c + d * n.time * cells, s);
     pack_inputs(x, sx, n, start, count, m.u);
     for (size t = 0; t < n.time; t++)
         pack(grad + t * sg.time + start * sg.example, sg, count, D * H, m.upstream + t * D * cells);
@@ -342,13 +359,14 @@ int lstm_backward(Shape n, const float *x, Strides sx, const float *w, const flo
                   const float *grad, Strides sg, const float *grad_cell, float *dx, float *dw) {
     size H = n.hidden, D = n.directions, I = n.inputs, cells = H * BLOCK, line = n.time * D * cells;
     size weights = D * H * (I + 1 + H) * 4, blocks = (n.examples + BLOCK - 1) / BLOCK;
-    size floats = n.time * (2 * I + 1) * BLOCK + line + (4 * STEPS + 2) * cells;
+    size floats = n.time * (2 * I + 1) * BLOCK + line + (4 * STEPS + 3) * cells;
     float *memory = allocate(floats * sizeof(float) + weights * (sizeof(vec) + sizeof(double) + sizeof(float)));
     if (!memory) return -1;
     Scratch m = {.u = memory};
     m.upstream = m.u + n.time * (I + 1) * BLOCK, m.du = m.upstream + line, m.d = m.du + n.time * I * BLOCK;
-    m.dh = m.d + 4 * STEPS * cells, m.dc = m.dh + cells;
-    m.sums = (vec *)(m.dc + cells), m.totals = (double *)(m.sums + weights);
+    m.dh = m.d + 4 * STEPS * cells, m.dc = m.dh + cells, m.zero = m.dc + cells;
+    memset(m.zero, 0, cells * sizeof(float));
+    m.sums = (vec *)(m.zero + cells), m.totals = (double *)(m.sums + weights);
     m.scaled = (float *)(m.totals + weights);
     for (size p = 0; p < n.members; p++, w += weights, dw += weights) {
         memset(m.sums, 0, weights * (sizeof(vec) + sizeof(double)));

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 log = logging.getLogger("sigexp")
 
@@ -61,7 +62,7 @@ def kernel() -> ctypes.CDLL | None:
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
         return library
-    except (OSError, ValueError, AttributeError, subprocess.SubprocessError) as reason:
+    except (OSError, ValueError, RuntimeError, AttributeError, subprocess.SubprocessError) as reason:
         log.info("LSTMs train without the compiled kernel: %s", " ".join(str(reason).split())[:200])
         return None
 
@@ -135,6 +136,7 @@ class NativeScan(torch.autograd.Function):
         return out, last[:, :, :B]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *gradients: Tensor | None):
         grad, grad_cell = gradients
         x, weights, h, c = ctx.saved_tensors
