@@ -248,7 +248,8 @@ def _quickest(candidates: Mapping[str, Callable], arguments: tuple[Any, ...]) ->
         for _ in range(3):
             own = [a.detach().requires_grad_(a.requires_grad) if isinstance(a, Tensor) else a for a in arguments]
             began = time.perf_counter()
-            out = function(*own)
+            result = function(*own)
+            out = result[0] if isinstance(result, tuple) else result
             learned = [a for a in own if isinstance(a, Tensor) and a.requires_grad]
             torch.autograd.grad(out, learned, torch.ones_like(out))
             _synchronize(out.device)

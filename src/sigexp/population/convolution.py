@@ -80,7 +80,7 @@ class Kernels:
     chosen: dict[str, str] = field(default_factory=dict)
     choose: Callable[[dict[str, Callable], tuple[Any, ...]], str] | None = None
 
-    def pick(self, key: str, candidates: dict[str, Callable], arguments: tuple[Any, ...]) -> Tensor:
+    def pick(self, key: str, candidates: dict[str, Callable], arguments: tuple[Any, ...]) -> Any:
         name = self.chosen.get(key)
         if name not in candidates:
             name = self.choose(candidates, arguments) if self.choose and len(candidates) > 1 else next(iter(candidates))

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sigexp.machine import cache_dir
+
 log = logging.getLogger("sigexp")
 
 SOURCE = Path(__file__).with_name("lstm.c")
@@ -73,7 +75,7 @@ def _built() -> Path:
     # What the compiler defines names its own version and every extension of this processor.
     target = _run([*compiler, *FLAGS, "-dM", "-E", "-x", "c", os.devnull])
     digest = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), repr((compiler, FLAGS)).encode(), target]))
-    path = _cache_dir() / f"lstm-{digest.hexdigest()[:24]}.so"
+    path = cache_dir() / f"lstm-{digest.hexdigest()[:24]}.so"
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,14 +104,6 @@ def _run(command: list[str]) -> bytes:
         command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         timeout=TIMEOUT_S,
     ).stdout  # fmt: skip
-
-
-def _cache_dir() -> Path:
-    """The folder of data/cache.py."""
-    if chosen := os.environ.get("SIGEXP_DATA"):
-        return Path(chosen).expanduser().absolute()
-    shared = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(shared) if os.path.isabs(shared) else Path.home() / ".cache") / "sigexp"
 
 
 class NativeScan(torch.autograd.Function):

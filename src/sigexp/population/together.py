@@ -16,6 +16,7 @@ Axes: P members, B examples, C channels, H W pixels, T samples.
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 
 from sigexp.layers.fft_conv import fft_conv2d
 from sigexp.population.convolution import Geometry, Kernels, convolve
-from sigexp.population.recurrent import lstm_layers
+from sigexp.population.recurrent import can_be_compiled, lstm_layers
 from sigexp.problem import Batch, PerExample
 
 
@@ -253,7 +254,15 @@ def lstm(
         return each(one, count, x, *states, *weights)
     sequences = x.tensor if x.own else x.tensor[None]
     sequences = sequences.transpose(1, 2) if batch_first else sequences
-    out, h, c = lstm_layers(sequences, [weight.tensor for weight in weights], layers, 1 + bidirectional, has_bias)
+    stacked = [weight.tensor for weight in weights]
+
+    def run(compiled, x, *weights):
+        return lstm_layers(x, weights, layers, 1 + bidirectional, has_bias, compiled)
+
+    ways = {"compiled": partial(run, True)} if can_be_compiled(sequences, stacked) else {}
+    out, h, c = kernels.pick(
+        f"lstm {tuple(stacked[0].shape[1:])}", {**ways, "torch": partial(run, False)}, (sequences, *stacked)
+    )
     return (out.transpose(1, 2) if batch_first else out), h, c
 
 
