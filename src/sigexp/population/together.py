@@ -1,6 +1,6 @@
 """All members in one pass: `vmap` of a plain module's forward, with batching rules of our own where torch's are slow.
 
-How it works. `Together` evaluates one module on the stacked parameters of all members under `torch.func.vmap`, and
+How it works. `Together` evaluates one module on the stacked parameters of all members as `torch.func.vmap` does, and
 one ordinary backward pass follows. Most operations (elementwise, pooling, reshaping) are what vmap makes of them. For
 the few where its result is slow or missing, `RULES` maps the torch function that modules call to a version of ours.
 It gets ordinary tensors with the members in front, and autograd differentiates it like any other code.
@@ -22,15 +22,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._C import _functorch  # vmap's own tools; autograd.Function.vmap, the public way, takes ten times as long
+from torch._C import _functorch  # what vmap is made of
 from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
-from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
 
 from sigexp.layers.fft_conv import fft_conv2d
 from sigexp.population.convolution import Geometry, Kernels, convolve
 from sigexp.population.recurrent import can_be_compiled, lstm_layers
 from sigexp.problem import Batch, PerExample
+from sigexp.signal.quality import SquaredError, squared_error
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,16 @@ class Together:
     """
 
     def __init__(self, template: nn.Module, loss: PerExample, kernels: Kernels) -> None:
-        self.kernels = kernels
+        self.kernels, self.loss = kernels, loss
         self.template = copy.deepcopy(template)
-        for module in self.template.modules():
-            if isinstance(module, nn.RNNBase):  # it keeps a list of its weights, which functional_call does not replace
-                module.register_forward_pre_hook(_refresh_weights)
-
-        def outputs(params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-            return functional_call(self.template, [dict(params), dict(buffers)], (inputs,))
-
-        def losses(params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch) -> Tensor:
-            return loss(outputs(params, buffers, batch.inputs), batch.targets)
-
-        self._losses = vmap(losses, in_dims=(0, 0, None), randomness="different")
-        self._outputs = vmap(outputs, in_dims=(0, 0, None), randomness="different")
+        modules = dict(self.template.named_modules())
+        tensors = [*self.template.named_parameters(remove_duplicate=False), *self.template.named_buffers()]
+        names = {id(tensor): name for name, tensor in reversed(tensors)}
+        self._places = []  # every dictionary of the template that holds a tensor, its name there, and in the state
+        for path, tensor in tensors:
+            owner, _, leaf = path.rpartition(".")
+            held = modules[owner]._parameters if leaf in modules[owner]._parameters else modules[owner]._buffers
+            self._places.append((held, leaf, names[id(tensor)]))
 
     def losses_and_gradients(
         self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch, weights: Tensor
@@ -81,20 +77,33 @@ class Together:
         """Losses [P, B] in training mode, and the gradients [P, ...] of their sum weighted with `weights` [P]."""
         self.template.train()
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
-        with Interception(self.kernels):
-            losses = self._losses(leaves, buffers, batch)
+        losses = self._over_members({**leaves, **buffers}, batch.inputs, lambda out: self.loss(out, batch.targets))
         upstream = weights.to(losses)[:, None].expand_as(losses)
         return losses.detach(), list(torch.autograd.grad(losses, list(leaves.values()), upstream, allow_unused=True))
 
     def outputs(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Outputs of all members in evaluation mode, without gradients: [P, B, ...]."""
         self.template.eval()
-        with torch.no_grad(), Interception(self.kernels):
-            return self._outputs(params, buffers, inputs)
+        with torch.no_grad():
+            return self._over_members({**params, **buffers}, inputs, lambda out: out)
 
-
-def _refresh_weights(module: nn.RNNBase, _: Any) -> None:
-    module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+    def _over_members(self, state: Mapping[str, Tensor], inputs: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
+        """finish(template(inputs)) with the tensors of every member in turn, as `torch.func.vmap` of
+        `torch.func.functional_call` would compute it; their checks and trees take longer than small models train."""
+        count = len(next(iter(state.values())))
+        level = _functorch._vmap_increment_nesting(count, "different")
+        try:
+            stacked = {name: _functorch._add_batch_dim(tensor, 0, level) for name, tensor in state.items()}
+            for held, leaf, name in self._places:
+                held[leaf] = stacked[name]
+            for module in self.template.modules():
+                if isinstance(module, nn.RNNBase):  # it keeps a list of its weights besides
+                    module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+            with Interception(self.kernels):
+                result = finish(self.template(inputs))
+            return _functorch._remove_batch_dim(result, level, count, 0)
+        finally:
+            _functorch._vmap_decrement_nesting()
 
 
 class Interception(TorchFunctionMode):
@@ -266,6 +275,12 @@ def lstm(
     return (out.transpose(1, 2) if batch_first else out), h, c
 
 
+def squared_errors(kernels, count, outputs, targets):
+    if targets.tensor.requires_grad:
+        return each(squared_error, count, outputs, targets)
+    return SquaredError.apply(outputs.members(count), targets.tensor, 2)
+
+
 RULES: Mapping[Any, Callable] = {
     torch.conv1d: conv1d,
     torch.conv2d: conv2d,
@@ -274,4 +289,5 @@ RULES: Mapping[Any, Callable] = {
     torch.max_pool2d: max_pool2d,
     torch._VF.lstm: lstm,
     fft_conv2d: fft_conv,
+    squared_error: squared_errors,
 }
