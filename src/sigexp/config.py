@@ -40,7 +40,9 @@ class Trainer:
     schedule: str = "constant"  # constant or cosine: over search.max_samples
     clip_norm: float | None = None  # each member's gradient norm is clipped to this
     shuffle: bool = True  # false: minibatches are contiguous slices from a random start
-    execution: str = "auto"  # what is measured to be quickest; together, sequential: all members at once, one by one
+    # auto: what is measured to be quickest; together, sequential: all members at once, one by
+    # one; moments: from second-order statistics, for linear models
+    execution: str = "auto"
     engine: str = "local"
     processes: Any = "auto"  # auto: one for every core where that is quicker; the number changes no result
     threads: int | None = None  # of the arithmetic; null: all cores
@@ -196,7 +198,7 @@ def check(config: Mapping[str, Any]) -> None:
     _one_of("trainer.optimizer.name", optimizer["name"], ("sgd", "adam", "adamw"))
     _one_of("trainer.precision", trainer["precision"], ("fp32", "bf16"))
     _one_of("trainer.schedule", trainer["schedule"], ("constant", "cosine"))
-    _one_of("trainer.execution", trainer["execution"], ("auto", "together", "sequential"))
+    _one_of("trainer.execution", trainer["execution"], ("auto", "together", "sequential", "moments"))
     _one_of("trainer.engine", trainer["engine"], ("local",))
     _one_of("search.selection", search["selection"], ("valid", "train"))
     if trainer["processes"] != "auto" and not (type(trainer["processes"]) is int and trainer["processes"] >= 1):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import sigexp
 from sigexp import machine
 from sigexp.population.feed import Feed
+from sigexp.population.moments import Moments
 from sigexp.population.plan import Plan
 from sigexp.population.population import Population, take
 from sigexp.problem import Batch
@@ -32,6 +33,7 @@ SHARE, LEAST_SECONDS = 0.03, 0.3  # of the expected seconds of training, and bes
 PROCESS_SECONDS = 3.0  # that it takes to start the processes
 PROCESS_EFFICIENCY = 0.92  # of processes side by side, against each alone
 SLICES = (16, 64, 4)  # examples a pass that are tried, in this order
+MOST_MOMENTS = 8  # times as many numbers as an example has, above which statistics do not pay
 AGREEMENT = 2e-3  # relative difference of losses between two ways of computing in float32
 
 
@@ -39,7 +41,7 @@ AGREEMENT = 2e-3  # relative difference of losses between two ways of computing 
 class Wanted:
     """What the trainer's settings leave open, and the extent of the run.
 
-    execution: auto, together or sequential. processes: a number, or None for what is quicker. threads: of the
+    execution: auto, together, sequential or moments. processes: a number, or None for what is quicker. threads: of the
     arithmetic in all. memory_limit: bytes for the activations of a pass, or None for half of what is free.
     samples: member-samples of the whole run. members: that train for most of it.
     """
@@ -69,7 +71,19 @@ def calibrate(population: Population, feed: Feed, wanted: Wanted, cache: Path | 
     if known is not None:
         return replace(known, seconds=0.0, cached=True)
     race = Race(population, feed.take(0, batch_size), wanted)
-    plan = Plan(threads=wanted.threads) if wanted.execution == "sequential" else race.run()
+    if wanted.execution == "sequential":
+        plan = Plan(threads=wanted.threads)
+    elif wanted.execution == "moments":
+        if population.moments is None or feed.size is None:
+            raise ValueError(
+                "trainer.execution=moments trains models that are linear in their parameters, under squared error, on "
+                "a fixed training set; use trainer.execution=auto"
+            )
+        plan = Plan(way="moments", threads=wanted.threads)
+    else:
+        plan = race.run()
+        if wanted.execution == "auto" and population.moments is not None and feed.size is not None:
+            plan = race.against_moments(population.moments, feed.size)
     found = Calibration(plan, {name: round(rate, 1) for name, rate in race.rates.items()}, time.perf_counter() - began)
     if path and wanted.execution == "auto":
         _write(path, found)
@@ -238,6 +252,30 @@ class Race:
             if self.wanted.samples * (1 / self.rates[str(whole)] - 1 / rate) > PROCESS_SECONDS:
                 return
         self.best = (alone, whole)
+
+    def against_moments(self, moments: Moments, size: int) -> Plan:
+        """The winner so far, or second-order statistics, by the time to the end of the run, statistics included."""
+        limit = self.wanted.memory_limit or machine.free_memory_bytes(str(self.population.device)) // 2
+        numbers = sum(part[0].numel() for part in self.batch)
+        if moments.values * size * 8 > limit or moments.values > MOST_MOMENTS * numbers:
+            return self.best[1]
+        some = Batch(*(part[:64] for part in self.batch))
+        began = time.perf_counter()
+        table = moments.compute(some)
+        statistics = (time.perf_counter() - began) * size / len(some.inputs)
+        plan = Plan(way="moments", threads=self.wanted.threads)
+        trial = self._trial(plan, self.wanted.members, self.size)
+        trial.moments, trial.table = moments, table
+        index = torch.arange(self.size) % len(table)
+        least = float("inf")
+        for _ in range(5):
+            began = time.perf_counter()
+            trial.minibatch_losses(Batch(index, index))
+            least = min(least, time.perf_counter() - began)
+        rate = self.wanted.members * self.size / least
+        self.rates[str(plan)] = rate
+        quicker = statistics + self.wanted.samples / rate < 0.8 * self.wanted.samples / self.best[0]
+        return plan if quicker else self.best[1]
 
 
 def _quickest(candidates: Mapping[str, Callable], arguments: tuple[Any, ...]) -> str:

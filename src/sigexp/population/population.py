@@ -6,7 +6,8 @@ is indexing. How a minibatch's gradients are computed is the plan's choice and n
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sigexp.population.convolution import Kernels
 from sigexp.population.feed import Feed
+from sigexp.population.moments import Moments
 from sigexp.population.optimizers import SLOTS, clip_, update, update_one
 from sigexp.population.plan import Plan
 from sigexp.population.together import Together
@@ -73,6 +75,8 @@ class Population:
         # Statistics over the minibatch: it can neither be cut nor be longer for one member than for another.
         self.whole = any(isinstance(module, _BatchNorm) for module in self.template.modules())
         self.plan = plan or Plan()
+        self.moments = Moments.of(self.template, loss) if not self.whole else None
+        self.table: Tensor | None = None  # of `moments`, of the training set
         self._members: list[nn.Module] = []
         self._state: State = {}
         self.together = Together(self.template, self._full_precision(loss), Kernels(dict(self.plan.kernels)))
@@ -171,7 +175,16 @@ class Population:
         return self.minibatch_losses(self.examples(feed, position, count))
 
     def examples(self, feed: Feed, position: int, count: int) -> Batch:
-        return feed.take(position, count)
+        """What the population learns from there; where it learns from statistics, the numbers of the examples."""
+        if self.plan.way != "moments":
+            return feed.take(position, count)
+        if self.table is None:
+            assert self.moments is not None
+            began = time.perf_counter()
+            self.table = self.moments.compute(feed.data())
+            log.info("second-order statistics of %d examples: %.1f s", len(self.table), time.perf_counter() - began)
+        index = feed.indices(position, count).to(self.device)
+        return Batch(index, index)
 
     def step(self, batch: Batch) -> Tensor:
         """Every member advances over the same examples, in minibatches of its own size.
@@ -241,14 +254,21 @@ class Population:
         params, buffers = self._named("params"), self._named("buffers")
         before = {name: buffer.clone() for name, buffer in buffers.items()} if self.whole else {}
         weights = 1 / torch.tensor(sizes, dtype=torch.float64, device=self.device)
+        found: Sequence[Tensor | None]
         try:
-            with self._autocast():
-                losses, found = self.together.losses_and_gradients(params, buffers, batch, weights)
+            if self.plan.way == "moments":
+                assert self.moments is not None
+                assert self.table is not None
+                sums, found = self.moments.losses_and_gradients(params, self.table, batch.inputs, weights)
+            else:
+                with self._autocast():
+                    losses, found = self.together.losses_and_gradients(params, buffers, batch, weights)
+                sums = losses.sum(1)
         except (MemoryError, RuntimeError):
             for name, buffer in before.items():  # running statistics, which the pass may have changed
                 buffers[name].copy_(buffer)
             raise
-        self._losses = self._losses.to(losses.dtype) + losses.sum(1) * weights.to(losses)
+        self._losses = self._losses.to(sums.dtype) + sums * weights.to(sums)
         grads = [g if g is not None else torch.zeros_like(p) for g, p in zip(found, params.values(), strict=True)]
         self._unused = [name for name, grad in zip(params, found, strict=True) if grad is None]
         if self._gradients is None:
@@ -382,9 +402,10 @@ class Population:
                 outputs = [member.eval()(inputs) for member in self.modules()]
         return [out.float() for out in outputs] if self.precision == "bf16" else outputs
 
-    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss and every metric of every member on a batch, in evaluation mode: name -> [P, B]."""
-        measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"loss": self.loss, **self.metrics}
+    def evaluate(self, batch: Batch, metrics: Collection[str] | None = None) -> dict[str, Tensor]:
+        """The loss and some metrics, by default all, of every member in evaluation mode: name -> [P, B]."""
+        chosen = self.metrics if metrics is None else {name: self.metrics[name] for name in metrics}
+        measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"loss": self.loss, **chosen}
         outputs = self.predict(batch.inputs)
         with torch.no_grad():
             return {

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -115,8 +115,9 @@ class Shards:
             answers = self._ask("advance", [feed.take(position, count)] * parts, scales)
         return [losses for part in answers for losses in part]
 
-    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
-        return join(*self._ask("evaluate", [batch] * len(self._rows())))
+    def evaluate(self, batch: Batch, metrics: Collection[str] | None = None) -> dict[str, Tensor]:
+        count = len(self._rows())
+        return join(*self._ask("evaluate", [batch] * count, [metrics] * count))
 
     def member(self, p: int) -> nn.Module:
         self.whole.load_state(self.state())

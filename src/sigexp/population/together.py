@@ -281,6 +281,18 @@ def squared_errors(kernels, count, outputs, targets):
     return SquaredError.apply(outputs.members(count), targets.tensor, 2)
 
 
+def cross_entropy(
+    kernels, count, logits, classes, weight=None, size_average=None, ignore_index=-100, reduce=None, reduction="mean",
+    label_smoothing=0.0,
+):  # fmt: skip
+    """For one value per example, members are only more examples."""
+    settings = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
+    if reduction != "none" or classes.own or classes.tensor.is_floating_point() or logits.tensor.dim() != 3:
+        return each(lambda x, y, w: F.cross_entropy(x, y, w, **settings), count, logits, classes, weight)
+    x, y = logits.members(count).flatten(0, 1), classes.tensor.repeat(count)
+    return F.cross_entropy(x, y, weight.tensor if weight else None, **settings).unflatten(0, (count, -1))
+
+
 RULES: Mapping[Any, Callable] = {
     torch.conv1d: conv1d,
     torch.conv2d: conv2d,
@@ -290,4 +302,5 @@ RULES: Mapping[Any, Callable] = {
     torch._VF.lstm: lstm,
     fft_conv2d: fft_conv,
     squared_error: squared_errors,
+    F.cross_entropy: cross_entropy,
 }

@@ -228,7 +228,8 @@ class SearchLoop:
         count = len(self.valid.inputs)
         size = max(1, min(250, 8_000_000 // self.valid.inputs[0].numel()))
         for i in range(0, count, size):
-            values = self.population.evaluate(Batch(*(part[i : i + size] for part in self.valid)))
+            here = Batch(*(part[i : i + size] for part in self.valid))
+            values = self.population.evaluate(here, [self.problem.headline])
             for name in ("loss", self.problem.headline):
                 sums[name] = sums.get(name, 0) + values[name].cpu().double().sum(1)
         return {name: total / count for name, total in sums.items()}

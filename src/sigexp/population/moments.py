@@ -1,0 +1,196 @@
+"""Losses and gradients of linear models under mean squared error from second-order statistics of the examples.
+
+Such a model gives y^ = W phi: phi are the inputs of its layer at one output position (the window under the kernel,
+and a 1 for the bias). With the residuals e = y - C phi of any fixed weights C, and V = W - C, the loss of an example
+with n target values and its gradient are exactly
+
+    loss = (tr(V R V') - 2 tr(V q') + s) / n,   gradient = 2 (V R - q) / n,
+    R = sum phi phi',  q = sum e phi',  s = sum |e|^2,   summed over the positions.
+
+The statistics of a minibatch are the sums of its examples', so those of a training set are computed once and every
+step of SGD or Adam follows without touching a pixel. C is close to the least-squares solution: with C = 0 the loss
+would be a small difference of large numbers, of which float32 leaves nothing where a model fits well.
+
+Axes: P members, B examples, K features, D outputs, S positions.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sigexp.layers.activations import ACTIVATIONS
+from sigexp.layers.color import LinearizeSRGB
+from sigexp.layers.fft_conv import FFTConv2d
+from sigexp.layers.padding import SymmetricPad
+from sigexp.population.convolution import Geometry, _patches
+from sigexp.problem import Batch, PerExample
+from sigexp.signal.quality import mse
+
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, FFTConv2d)
+RESHAPING = (nn.Identity, nn.Flatten, nn.Unflatten)
+# Fixed functions of every example by itself. Of other modules without parameters that cannot be known: they may draw
+# random numbers or mix examples, as dropout and BatchNorm do.
+FIXED = (*RESHAPING, *ACTIVATIONS.values(), LinearizeSRGB, SymmetricPad)
+
+CHUNK = 2**21  # numbers worked on at once, 8 MB of float32
+RANK_TOLERANCE = 1e-6  # of R's largest eigenvalue; what is smaller is rounding in float32
+
+
+class Moments:
+    """Statistics of single examples under one linear model, and what follows from them for P members.
+
+    values: numbers per example, which depends on the model only. Where an example has few positions (an `nn.Linear` has
+        one) they are more than the example itself, and nothing is gained.
+    """
+
+    centre: Tensor  # [D, K], the C of the statistics; set by `compute`
+
+    def __init__(self, front: nn.Module, layer: nn.Linear | nn.Conv1d | nn.Conv2d) -> None:
+        """front: what comes before the layer, without parameters. Use `of`, which finds both in a model."""
+        self.front, self.layer = front, layer
+        D, K = len(layer.weight), layer.weight[0].numel() + (layer.bias is not None)
+        self.outputs, self.features, self.values = D, K, K * (K + 1) // 2 + D * K + 1
+        kernel, dilation = ((1,), (1,)) if isinstance(layer, nn.Linear) else (layer.kernel_size, layer.dilation)
+        self.kernel, self.dilation = (1, *kernel)[-2:], (1, *dilation)[-2:]  # a sequence is an image one pixel high
+
+    @classmethod
+    def of(cls, template: nn.Module, loss: PerExample) -> "Moments | None":
+        """None where the model is not seen to be linear in its parameters, or the loss is not `mse`.
+
+        Linear are a linear layer or a convolution with stride 1 and one group, alone or in (nested) `nn.Sequential`s
+        after functions in `FIXED` and before reshaping.
+        """
+        if loss is not mse or any(m._forward_hooks or m._forward_pre_hooks for m in template.modules()):
+            return None
+        chain = _chain(template)
+        layers = [module for module in chain if isinstance(module, LAYERS)]
+        if len(layers) != 1 or type(layers[0]) not in LAYERS:
+            return None
+        layer, at = layers[0], chain.index(layers[0])
+        before, after = chain[:at], chain[at + 1 :]
+        plain = {1, getattr(layer, "groups", 1), *getattr(layer, "stride", ())} == {1}
+        fixed = all(type(m) in FIXED for m in before) and all(type(m) in RESHAPING for m in after)
+        return cls(nn.Sequential(*before), layer) if plain and fixed and all(map(_keeps_examples, chain)) else None
+
+    def compute(self, batch: Batch) -> Tensor:
+        """A row of statistics for every example: [N, values], in the inputs' dtype.
+
+        A row has R's upper triangle, q [D, K] and s, divided by n. C is fitted to some of the examples at every call,
+        so `losses_and_gradients` takes the rows of the last one only.
+        """
+        inputs, targets = batch
+        self._index(inputs.device)
+        self.centre = inputs.new_zeros(self.outputs, self.features)
+        enough = 64 + 2 * self.features * self.outputs // targets[0].numel()
+        few = max(1, len(inputs) // enough)
+        R, q, _ = self._unpack(self._rows(inputs[::few], targets[::few]).sum(0))
+        # Float64 for the small eigenvalues; on the CPU because not every device has it.
+        inverse = torch.linalg.pinv(R.cpu().double(), rtol=RANK_TOLERANCE, hermitian=True)
+        self.centre = (q.cpu().double() @ inverse).to(inputs)
+        return self._rows(inputs, targets)
+
+    def losses_and_gradients(
+        self, params: Mapping[str, Tensor], table: Tensor, index: Tensor, weights: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Losses [P] summed over a minibatch, and the gradients [P, ...] of those sums times `weights` [P].
+
+        params: name -> [P, ...], in the order of `named_parameters`. index: [B] int64, the minibatch as rows of
+        `table`, which is what `compute` returned.
+        """
+        # Without the 10 microseconds of checks of F.embedding_bag. Selecting and summing takes up to twice as long.
+        sums = torch.embedding_bag(table, index, index.new_zeros(1), False, 0)[0][0]
+        R, q, s = self._unpack(sums)
+        weight, *bias = params.values()
+        V = torch.cat([weight.flatten(2), *(b.unsqueeze(2) for b in bias)], 2).sub_(self.centre)
+        G = torch.matmul(V, R).sub_(q)
+        losses = (V * (G - q)).sum((1, 2)).add_(s)
+        G *= weights.view(-1, 1, 1) * 2
+        taps = self.features - len(bias)
+        return losses, [G[..., :taps].reshape(weight.shape), *(G[..., taps] for _ in bias)]
+
+    def _index(self, device: torch.device) -> None:
+        """Where among the numbers of `_products` a row's values are, and where in a row the elements of R are.
+
+        A feature's `place` is its number if the features lie by kernel row first, (h, C, w), as the products have them.
+        """
+        D, K, (h, w) = self.outputs, self.features, self.kernel
+        taps = self.layer.weight[0].numel()
+        place = torch.arange(taps).view(h, -1, w).transpose(0, 1).flatten()
+        pairs = torch.minimum(place, place[:, None]) * taps + torch.maximum(place, place[:, None])
+        outputs = taps**2 + torch.arange(D + 1)[:, None] * (taps + 1)  # the last one stands for the ones
+        across = torch.cat([outputs + place, outputs + taps], 1)
+        square = torch.cat([torch.cat([pairs, across[D:, :taps].T], 1), across[D:]])
+        rows, columns = torch.triu_indices(K, K)
+        squares = outputs[D] + taps + 1
+        self._kept = torch.cat([square[rows, columns], across[:D, :K].flatten(), squares]).to(device)
+        self._order = place.argsort().to(device)
+        # The triangle of the symmetric R: half the memory, and nearly half the time of a call, which reading it takes.
+        mirror = torch.empty(K, K, dtype=torch.int64)
+        mirror[rows, columns] = mirror[columns, rows] = torch.arange(len(rows))
+        self._mirror = mirror.flatten().to(device)
+
+    def _unpack(self, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """R [K, K], q [D, K], s [] of a row of statistics, or of a sum of rows."""
+        D, K = self.outputs, self.features
+        return row.index_select(0, self._mirror).view(K, K), row[-1 - D * K : -1].view(D, K), row[-1]
+
+    def _rows(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        n = targets[0].numel()
+        size = max(1, CHUNK // (self.values + n + self.features * (n // self.outputs)))
+        table = inputs.new_empty(len(inputs), self.values)
+        for rows, *chunk in zip(table.split(size), inputs.split(size), targets.split(size), strict=True):
+            torch.index_select(self._products(*self._lines(*chunk)), 1, self._kept, out=rows)
+        return table.div_(n)
+
+    def _lines(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The windows of one kernel row on every row of the padded inputs, [B, C w, H + d (h - 1), W]; y [B, D, S]."""
+        layer, x = self.layer, self.front(inputs.clone())  # a copy, because modules may work in place
+        if isinstance(layer, nn.Linear):
+            x, y = x.reshape(len(x), -1, layer.in_features).mT, targets.reshape(len(x), -1, self.outputs).mT
+        else:
+            mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+            x, y = F.pad(x, layer._reversed_padding_repeated_twice, mode), targets.reshape(len(x), self.outputs, -1)
+        x = x[:, :, None, None] if x.ndim == 3 else x[:, :, None]
+        row = Geometry((1, self.kernel[1]), (1, 1), (0, 0), (1, self.dilation[1]), groups=1)
+        return _patches(x, row).unflatten(2, row.extent((x.shape[3], x.shape[4]))), y
+
+    def _products(self, lines: Tensor, y: Tensor) -> Tensor:
+        """R [h, C w, h, C w], in blocks above the diagonal only, e phi' [D + 1, h C w + 1] and s: flat, [B, ...].
+
+        R[i, j], of the windows' rows i and j, sums over the rows of the image, and R[i + 1, j + 1] sums the same
+        products but for those at the two ends. So only R[0, j] are long products: h times less work than phi phi'.
+        """
+        (h, _), (d, _), (B, L, height, _), D = self.kernel, self.dilation, lines.shape, self.outputs
+        ends, taps = d * (h - 1), h * L
+        shifted = [lines[:, :, d * i : d * i + height - ends].flatten(2) for i in range(h)]
+        phi = torch.cat(shifted, 1)
+        centre = self.centre[:, self._order].expand(B, -1, -1)
+        e = torch.baddbmm(y - self.centre[:, taps:].sum(1, keepdim=True), centre, phi, alpha=-1)
+        left = torch.cat([shifted[0], e, e.new_ones(B, 1, e.shape[2])], 1)
+        long = torch.bmm(left, phi.mT)  # [B, C w + D + 1, h C w]
+        products = lines.new_empty(B, taps**2 + (D + 1) * (taps + 1) + 1)
+        R, across = products[:, : taps**2].view(B, h, L, h, L), products[:, taps**2 : -1].view(B, D + 1, taps + 1)
+        R[:, 0], across[:, :, :-1] = long[:, :L].unflatten(2, (h, L)), long[:, L:]
+        across[:, :, -1], products[:, -1] = left[:, L:].sum(2), e.square().sum((1, 2))
+        if h > 1:
+            top, bottom = (
+                part.unflatten(2, (h - 1, d)).transpose(1, 2).flatten(3).flatten(1, 2)
+                for part in (lines[:, :, :ends], lines[:, :, -ends:])
+            )
+            change = torch.bmm(bottom, bottom.mT).baddbmm_(top, top.mT, alpha=-1).view(B, h - 1, L, h - 1, L)
+            for i in range(h - 1):
+                torch.add(R[:, i, :, i:-1], change[:, i, :, i:], out=R[:, i + 1, :, i + 1 :])
+        return products
+
+
+def _chain(module: nn.Module) -> list[nn.Module]:
+    """The modules that a module runs one after the other."""
+    return [m for child in module for m in _chain(child)] if type(module) is nn.Sequential else [module]
+
+
+def _keeps_examples(module: nn.Module) -> bool:
+    """Whether a reshaping leaves the first axis alone."""
+    axis = {nn.Flatten: "start_dim", nn.Unflatten: "dim"}.get(type(module))
+    return axis is None or getattr(module, axis) in range(1, 9)
