@@ -1,1 +1,1 @@
-"""Many members as one: parameters stacked over members, per-member optimizers, the training step."""
+"""Many members as one. Read population.py, then together.py: the training step, and how all members take it at once."""
