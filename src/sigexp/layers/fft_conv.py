@@ -45,7 +45,7 @@ class FFTCorrelation(torch.autograd.Function):
         kh, kw = weight.shape[3:]
         extent = (x.shape[3] + 2 * padding[0] - kh + 1, x.shape[4] + 2 * padding[1] - kw + 1)
         circle = [
-            scipy.fft.next_fast_len(max(n + p, m + k - 1 - p), real=True)
+            scipy.fft.next_fast_len(max(n + p, m + k - 1 - p, m, k), real=True)
             for n, m, k, p in zip(x.shape[3:], extent, (kh, kw), padding, strict=True)
         ]
         taps = F.pad(weight, (0, circle[1] - kw, 0, circle[0] - kh)).roll((-padding[0], -padding[1]), (3, 4))
@@ -54,7 +54,8 @@ class FFTCorrelation(torch.autograd.Function):
         ctx.padding, ctx.shapes, ctx.circle = padding, (x.shape, weight.shape), circle
         product = _contract("qcb,pdc->pdb", spectra, kernels)
         product[..., 0, 0] += (bias * circle[0] * circle[1])[:, :, None]  # the bias is the mean
-        return torch.fft.irfft2(product, s=circle)[..., : extent[0], : extent[1]]
+        # A copy, because a view that a function returns cannot be changed in place.
+        return torch.fft.irfft2(product, s=circle)[..., : extent[0], : extent[1]].contiguous()
 
     @staticmethod
     def backward(ctx, grad):

@@ -29,10 +29,10 @@ from sigexp.population.population import Population, take
 from sigexp.problem import Batch
 
 log = logging.getLogger("sigexp")
-SHARE, LEAST_SECONDS = 0.03, 0.3  # of the expected seconds of training, and besides, that the race may cost
+SHARE, LEAST_SECONDS = 0.03, 0.5  # of the expected seconds of training, and besides, that the race may cost
 PROCESS_SECONDS = 3.0  # that it takes to start the processes
 PROCESS_EFFICIENCY = 0.92  # of processes side by side, against each alone
-SLICES = (16, 64, 4)  # examples a pass that are tried, in this order
+SLICES = (16, 64, 10**6, 4)  # examples a pass that are tried, in this order; a million is the whole minibatch
 MOST_MOMENTS = 8  # times as many numbers as an example has, above which statistics do not pay
 AGREEMENT = 2e-3  # relative difference of losses between two ways of computing in float32
 

@@ -107,16 +107,19 @@ def convolve(
 def _candidates(geometry: Geometry, shared: bool, pixels: int, weight: Tensor) -> dict[str, Callable[..., Tensor]]:
     _, outputs, inputs, height, width = weight.shape
     unit = geometry.stride == (1, 1) and geometry.groups == 1
+    rows, columns = geometry.transposed().padding
+    within = rows >= 0 and columns >= 0  # no output without an input under its kernel
     found: dict[str, Callable[..., Tensor]] = {}
     if unit and geometry.dilation == (1, 1) and height * width >= 81 and inputs * outputs <= 64:
         found["fft"] = by_fft
-    if unit and not shared and outputs <= 4 and height * width > 1:
+    if unit and within and not shared and outputs <= 4 and height * width > 1:
         found["scatter"] = by_scatter
     windows = inputs * height * width * 4 * pixels  # bytes of one example's
     either = inputs <= 4 or outputs > 4 or height * width == 1 or not unit
     if geometry.groups == 1 and either and windows < LARGEST_WINDOWS:
         found["patches"] = by_patches
-    if unit and geometry.dilation == (1, 1) and min(height, width) == 1 and max(height, width) >= 5:
+    line = min(height, width) == 1 and max(height, width) >= 5
+    if unit and within and line and geometry.dilation == (1, 1):
         found["banded"] = by_banded_matrix
     # With few channels on one side and a large kernel, the library's takes up to a hundred times as long.
     if shared or not found or height * width < 49 or min(inputs, outputs) > 4:
@@ -131,7 +134,8 @@ def by_patches(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor) -> T
     """
     members, outputs = weight.shape[:2]
     size = geometry.extent((x.shape[3], x.shape[4]))
-    if geometry.kernel == (1, 1) and size == x.shape[3:] and len(x) == members:
+    pointwise = geometry.kernel == geometry.stride == (1, 1) and geometry.padding == (0, 0)
+    if pointwise and len(x) == members:
         out = torch.baddbmm(bias[:, :, None], weight.flatten(2), x.flatten(2))
     else:
         rows = torch.cat([weight.flatten(2), bias[:, :, None]], 2)

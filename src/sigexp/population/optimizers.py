@@ -95,9 +95,11 @@ def update_one(
     step += 1
 
 
-def clip_(grads: Sequence[Tensor], max_norm: float) -> None:
-    """Scale the gradients [P, ...] in place so that the joint norm of each member's is at most `max_norm`."""
+def clipped(grads: Sequence[Tensor], max_norm: float) -> list[Tensor]:
+    """The gradients [P, ...] scaled so that the joint norm of each member's is at most `max_norm`.
+
+    Copies, because two parameters may share one gradient, as the two biases of an LSTM do.
+    """
     norms = torch.stack([torch.linalg.vector_norm(grad.flatten(1), dim=1) for grad in grads], 1)
     scale = (max_norm / (torch.linalg.vector_norm(norms, dim=1) + 1e-6)).clamp(max=1.0)
-    for grad in grads:
-        grad.mul_(scale.to(grad).view(-1, *[1] * (grad.ndim - 1)))
+    return [grad * scale.to(grad).view(-1, *[1] * (grad.ndim - 1)) for grad in grads]

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sigexp.population.convolution import Kernels
 from sigexp.population.feed import Feed
 from sigexp.population.moments import Moments
-from sigexp.population.optimizers import SLOTS, clip_, update, update_one
+from sigexp.population.optimizers import SLOTS, clipped, update, update_one
 from sigexp.population.plan import Plan
 from sigexp.population.together import Together
 from sigexp.problem import Batch, PerExample
@@ -274,7 +274,8 @@ class Population:
         if self._gradients is None:
             self._gradients = grads
         else:
-            torch._foreach_add_(self._gradients, grads)
+            # Not in place: two parameters may share one gradient, as the two biases of an LSTM do.
+            self._gradients = [a + b for a, b in zip(self._gradients, grads, strict=True)]
 
     def _split(self, count: int, error: BaseException) -> None:
         """After a pass over `count` examples that did not fit into memory: a plan of smaller passes, or the error."""
@@ -300,7 +301,7 @@ class Population:
         for rows in [slice(None)] if everyone else [slice(p, p + 1) for p in due]:
             grads = [self._gradients[i][rows] for i in kept]
             if self.clip_norm is not None:
-                clip_(grads, self.clip_norm)
+                grads = clipped(grads, self.clip_norm)
             update(
                 self.optimizer,
                 [self._state[f"params/{name}"][rows] for name in names],
@@ -351,7 +352,8 @@ class Population:
             except (MemoryError, RuntimeError) as error:
                 self._split(length, error)
         if self.clip_norm is not None:
-            clip_([grad[None] for grad in grads.values()], self.clip_norm)
+            whole = clipped([grad[None] for grad in grads.values()], self.clip_norm)
+            grads = {name: grad[0] for name, grad in zip(grads, whole, strict=True)}
         hparams = {name: float(self._state[f"hparams/{name}"][p]) for name in HPARAMS[:3]}
         with torch.no_grad():
             update_one(

@@ -298,7 +298,7 @@ RULES: Mapping[Any, Callable] = {
     torch.conv2d: conv2d,
     F.linear: linear,
     F.batch_norm: batch_norm,
-    torch.max_pool2d: max_pool2d,
+    F.max_pool2d: max_pool2d,
     torch._VF.lstm: lstm,
     fft_conv2d: fft_conv,
     squared_error: squared_errors,
