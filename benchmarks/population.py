@@ -8,12 +8,14 @@ First form: member-samples (P members x examples) per second on all cores, at th
 plain: torch.optim.SGD on eager members one after the other, PyTorch as it comes, all cores in one process.
 strict: the best of NCHW and channels_last, one process with all threads and a process for each of two halves of the
     members; glibc keeps the memory of freed tensors (`machine.tune_allocator`).
-ours: a population as `search=automlp` trains it, with the plan that its calibration finds.
+ours: a population as `search=automlp` trains it, with the plan that its calibration finds among ways that compute
+    with the examples. statistics: the same trained from second-order statistics, for models that are linear; for a
+    million member-samples on 10,000 examples, the time for their statistics included.
 
 Each side runs in processes of its own, because allocator and threads belong to a process; that of plain is a new one
 for every model, because glibc's default allocator depends on what was freed before. The sides take turns: while one
 trains for a slice of time, the others wait for a message. A number is the median of the slices. The baselines' rates
-do not depend on P, and are measured with 4 members. On all sides real examples are shuffled and gathered by index
+do not depend on P, and are measured with 2 members. On all sides real examples are shuffled and gathered by index
 inside the timing, and the update is inside it too; the baselines read the loss after every step.
 The first minibatch's loss has to be the same on all sides. FLOPs are those of the direct computation, so a quicker
 algorithm can have more than the peak, which is that of a float32 matrix product of 2048 x 2048 x 2048 on all cores.
@@ -50,12 +52,16 @@ from sigexp import cli, config, evaluation, experiment, machine
 from sigexp.bounds import linear_bounds
 from sigexp.layers.lstm import LSTM2
 from sigexp.models import demosaic, filters, recurrent, shapes, unet
-from sigexp.population.calibrate import Wanted, calibrate
+from sigexp.population.calibrate import MOST_MOMENTS, Wanted, calibrate
 from sigexp.population.feed import Feed
+from sigexp.population.moments import Moments
+from sigexp.population.plan import Plan
 from sigexp.population.population import Population
+from sigexp.population.shards import Shards
 from sigexp.problem import Batch, Problem
 from sigexp.search.rounds import MINIBATCHES, RoundRecord, SearchLoop
 from sigexp.signal import quality
+from sigexp.signal.quality import mse
 
 ROOT = Path(__file__).parent.parent
 COMMAND = """
@@ -66,7 +72,7 @@ population.serve({descriptor}, {threads})
 """  # the allocator is set before torch is loaded
 CPU = torch.device("cpu")
 EXAMPLES = 2000
-BASELINE_MEMBERS = 4
+BASELINE_MEMBERS = 2
 LAYOUTS = ("NCHW", "channels_last")
 PLANNED_SECONDS = 300  # a population is calibrated for a run that takes the sequential baseline so long
 
@@ -123,6 +129,7 @@ class Ours:
         hparams = {name: torch.full((self.count,), value, dtype=torch.float64) for name, value in settings.items()}
         population = Population(members, loss=problem.loss, metrics={}, optimizer="sgd", hparams=hparams)
         wanted = Wanted(threads=machine.cores(), samples=samples, members=self.count)
+        population.moments = None  # in a column of its own
         population.use(calibrate(population, self.feed, wanted, cache=None).plan)
         self.plan = str(population.plan)
         self.population, _ = experiment.carry(population, {"processes": "auto"}, 0, True)
@@ -180,6 +187,28 @@ class Server:
         self.sides[side] = baseline
         first_of_ours = Feed(problem, seed=0, device=CPU).indices(0, case.batch_size)
         return baseline.warm_up(Batch(*(part[first_of_ours] for part in data)))
+
+    def statistics(self, side: str) -> float | None:
+        """Member-samples per second from second-order statistics, of the members that a side of ours trains."""
+        ours = self.sides[side]
+        assert isinstance(ours, Ours)
+        moments = Moments.of(ours.population.template, mse)
+        data = ours.feed.data()
+        if moments is None or moments.values > MOST_MOMENTS * sum(part[0].numel() for part in data):
+            return None
+        whole = ours.population.whole if isinstance(ours.population, Shards) else ours.population
+        trial = whole.twin(Plan(way="moments", threads=machine.cores()))
+        trial.load_state(whole.state())
+        trial.moments, began = moments, time.perf_counter()
+        trial.table = moments.compute(data)
+        seconds = (time.perf_counter() - began) * 10_000 / len(data.inputs)
+        trial.advance(ours.feed, 0, MINIBATCHES * ours.batch_size)
+        position, began = 0, time.perf_counter()
+        while time.perf_counter() - began < 0.3:
+            trial.advance(ours.feed, position, MINIBATCHES * ours.batch_size)
+            position += MINIBATCHES * ours.batch_size
+        rate = ours.count * position / (time.perf_counter() - began)
+        return 1e6 / (seconds + 1e6 / rate)
 
     def run(self, side: str, seconds: float) -> float:
         """Member-samples per second over whole steps that take `seconds` or a little more."""
@@ -323,6 +352,7 @@ class Effort:
 class Measured:
     rates: Mapping[str, float]  # member-samples/s of every side
     plans: Mapping[int, str]
+    statistics: Mapping[int, float | None]
     flops: float  # of one member-sample
 
 
@@ -347,10 +377,11 @@ def measure(
                 process.ask("run", key, min(effort.longest, max(0.1, share)))
             rates[side].append(sum(process.answer() for process in processes))
     plans = {count: children.ours.call("plan", str(count)) for count in members}
+    statistics = {count: children.ours.call("statistics", str(count)) for count in members}
     flops = children.plain.call("flops", "NCHW")
     for child in children.all():
         child.call("clear")
-    return Measured({side: median(values) for side, values in rates.items()}, plans, flops)
+    return Measured({side: median(values) for side, values in rates.items()}, plans, statistics, flops)
 
 
 def load_baselines(children: Children, name: str, path: Path, layouts: Sequence[str]) -> list[tuple[float, float]]:
@@ -379,7 +410,7 @@ def peak_flops() -> float:
     return 2 * 2048**3 / least
 
 
-HEAD = "| model | P | plain | strict | how | ours | ours / plain | ours / strict | share of peak | plan |"
+HEAD = "| model | P | plain | strict | how | ours | ours / plain | ours / strict | share of peak | statistics | plan |"
 
 
 @dataclass(frozen=True)
@@ -407,7 +438,8 @@ class Row:
         share = self.ours * self.measured.flops / peak
         cells = (
             self.name, self.members, f"{rates['plain']:,.0f}", f"{rates[self.how]:,.0f}", self.how, f"{self.ours:,.0f}",
-            *(f"{ratio:.2f}" for ratio in self.ratios), f"{share:.0%}", plan,
+            *(f"{ratio:.2f}" for ratio in self.ratios), f"{share:.0%}",
+            f"{statistics:,.0f}" if (statistics := self.measured.statistics[self.members]) else "-", plan,
         )  # fmt: skip
         return f"| {' | '.join(map(str, cells))} |"
 

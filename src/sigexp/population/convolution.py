@@ -202,27 +202,30 @@ def planewise(bias: Tensor) -> Tensor:
 class WindowProduct(torch.autograd.Function):
     """x [Q, C, B, H, W], rows [Q, D, C h w + 1] -> the products with every window and a 1, [Q, D, B H' W'].
 
-    The windows of a few examples are made at a time, and made again for the gradient, so that they stay in the cache.
+    The windows of a few examples are made at a time, so that they stay in the cache, and made again for the gradient
+    where the few are not all.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, rows: Tensor, geometry: Geometry) -> Tensor:
         ctx.geometry = geometry
-        ctx.save_for_backward(x, rows)
         pixels = math.prod(geometry.extent((x.shape[3], x.shape[4])))
         out = x.new_empty(len(x), rows.shape[1], x.shape[2] * pixels)
         for examples, columns in _windows(x, geometry):
             for q, place in enumerate(out[:, :, examples.start * pixels : examples.stop * pixels]):
                 torch.mm(rows[q], columns[q], out=place)
+        everything = examples.stop - examples.start == x.shape[2]
+        ctx.save_for_backward(x, rows, columns if everything else None)
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        x, rows = ctx.saved_tensors
+        x, rows, kept = ctx.saved_tensors
         pixels = grad.shape[2] // x.shape[2]
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         grad_rows = torch.zeros_like(rows)
-        for examples, columns in _windows(x, ctx.geometry):
+        everything = slice(0, x.shape[2])
+        for examples, columns in _windows(x, ctx.geometry) if kept is None else [(everything, kept)]:
             here = grad[:, :, examples.start * pixels : examples.stop * pixels]
             for q in range(len(x)):
                 grad_rows[q].addmm_(here[q], columns[q].t())
