@@ -71,7 +71,7 @@ def calibrate(population: Population, feed: Feed, wanted: Wanted, cache: Path | 
     if known is not None:
         return replace(known, seconds=0.0, cached=True)
     race = Race(population, feed.take(0, batch_size), wanted)
-    if wanted.execution == "sequential":
+    if wanted.execution == "sequential" or population.compiled:
         plan = Plan(threads=wanted.threads)
     elif wanted.execution == "moments":
         if population.moments is None or feed.size is None:
@@ -98,7 +98,7 @@ class Race:
         self.rates: dict[str, float] = {}
         self.best: tuple[float, Plan] = (0.0, Plan())
         self.began = time.perf_counter()
-        self.state = population.state()
+        self.state = population.view()
         self.size = len(batch.inputs)
 
     def run(self) -> Plan:

@@ -138,6 +138,10 @@ class Population:
         """All that makes up the members, as copies; every tensor leads with P."""
         return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in self._state.items()}
 
+    def view(self) -> State:
+        """`state` without copies: it changes as the members do."""
+        return dict(self._state)
+
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Become the members of `state`; their number may differ from before."""
         self._state = {name: self._laid_out(tensor) for name, tensor in state.items()}

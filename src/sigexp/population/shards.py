@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from sigexp import machine
 from sigexp.population.feed import Feed
-from sigexp.population.population import Population, State, join, take
+from sigexp.population.population import HPARAMS, Population, State, join, take
 from sigexp.problem import Batch
 
 # The allocator is set before torch is loaded.
@@ -38,8 +39,8 @@ class Shards:
     """
 
     def __init__(self, whole: Population, processes: int = 1, *, seed: int = 0, tune_allocator: bool = False) -> None:
-        self.whole = whole  # its state is that of the last `load_state`, brought up to date where it is read
-        self.plan, self.device, self.template = whole.plan, whole.device, whole.template
+        self.whole, self.plan, self.device, self.template = whole, whole.plan, whole.device, whole.template
+        self._hparams: dict[str, Tensor] = {}
         self.lr_scale = 1.0
         self.peak_memory_bytes = 0
         self._remote = processes > 1
@@ -54,41 +55,42 @@ class Shards:
                 self._crews.append(Worker(package, tune_allocator) if self._remote else Crew(package))
             if not self._remote:
                 torch.set_num_threads(whole.plan.threads)
-            self.load_state(whole.state())
+            self.load_state(whole.view())
+            whole.load_state(take(whole.view(), torch.tensor([0])))  # the parts have the members now
         except BaseException:
             self.close()
             raise
 
     def __len__(self) -> int:
-        return len(self.whole)
+        return len(self._hparams["lr"])
 
     @property
     def hparams(self) -> dict[str, Tensor]:
-        return self.whole.hparams
+        return self._hparams
 
     def _rows(self) -> list[Tensor]:
         """The members of every part that has any."""
         return list(torch.arange(len(self)).chunk(self.plan.shards))
 
-    def _ask(self, method: str, *arguments: Sequence[Any]) -> list[Any]:
-        """Call a method of every part, with its own argument of each sequence; their answers in order."""
-        count = len(self._rows())
-        calls = [(method, row) for row in zip(*arguments, strict=True)] if arguments else [(method, ())] * count
+    def _ask(self, method: str, arguments: Callable[[Tensor], Sequence[Any]] = lambda rows: ()) -> list[Any]:
+        """Call a method of every part, with what `arguments` makes of its members' rows; their answers in order."""
+        rows = self._rows()
+        count = len(rows)
         crews = self._crews[:count]
         for i, crew in enumerate(crews):
-            crew.send(calls[i :: len(self._crews)])
+            crew.send([(method, arguments(own)) for own in rows[i :: len(self._crews)]])
         answers: list[Any] = [None] * count
         for i, crew in enumerate(crews):
             answers[i :: len(self._crews)] = crew.receive()
         return answers
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        self.whole.load_state(state)
-        self._ask("load_state", [take(state, rows) for rows in self._rows()])
+        self._hparams = {name: state[f"hparams/{name}"].clone() for name in HPARAMS}
+        self._ask("load_state", lambda rows: [take(state, rows)])
 
     def set_hparams(self, hparams: Mapping[str, Tensor]) -> None:
-        self.whole.set_hparams(hparams)
-        self._ask("set_hparams", [take(hparams, rows) for rows in self._rows()])
+        self._hparams = {name: hparams[name].to(self._hparams[name].dtype) for name in HPARAMS}
+        self._ask("set_hparams", lambda rows: [take(hparams, rows)])
 
     def state(self) -> State:
         return join(*self._ask("state"))
@@ -100,8 +102,6 @@ class Shards:
         self._ask("drop_pending")
 
     def advance(self, feed: Feed, position: int, count: int) -> list[Tensor]:
-        parts = len(self._rows())
-        scales = [self.lr_scale] * parts
         if self._remote and feed.size is not None:
             if self._shared is None:
                 self._shared = Shared(feed.data())
@@ -110,14 +110,14 @@ class Shards:
                 for crew in self._crews:
                     crew.receive()
                 self._shared.unlink()
-            answers = self._ask("advance", [feed.indices(position, count)] * parts, scales)
+            examples: Tensor | Batch = feed.indices(position, count)
         else:
-            answers = self._ask("advance", [feed.take(position, count)] * parts, scales)
+            examples = feed.take(position, count)
+        answers = self._ask("advance", lambda _: [examples, self.lr_scale])
         return [losses for part in answers for losses in part]
 
     def evaluate(self, batch: Batch, metrics: Collection[str] | None = None) -> dict[str, Tensor]:
-        count = len(self._rows())
-        return join(*self._ask("evaluate", [batch] * count, [metrics] * count))
+        return join(*self._ask("evaluate", lambda _: [batch, metrics]))
 
     def member(self, p: int) -> nn.Module:
         self.whole.load_state(self.state())
@@ -161,7 +161,7 @@ class Worker:
         deterministic = torch.are_deterministic_algorithms_enabled()
         package = pickle.dumps({**settings, "deterministic": deterministic})  # what cannot travel is refused here
         self.connection, theirs = Pipe()
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         command = COMMAND.format(tune=tune_allocator, module=__name__, descriptor=theirs.fileno())
         self.process = subprocess.Popen(
             [sys.executable, "-c", command], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment
@@ -194,16 +194,16 @@ class Worker:
 
     def close(self) -> int:
         """Its peak memory in bytes."""
-        peak = 0
+        peak: Any = 0
         with suppress(Exception):
             self.send([("peak_memory_bytes", ())])
-            peak = self.receive()[0]
+            peak = self.receive()[0]  # after an interrupt it may be the answer to an earlier call
         self.connection.close()
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
             self.process.kill()
-        return peak
+        return peak if isinstance(peak, int) else 0
 
 
 def _packed(value: Any) -> Any:
@@ -290,12 +290,13 @@ def serve(descriptor: int) -> None:
     while True:
         try:
             calls = _unpacked(pickle.loads(connection.recv_bytes()))
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):
             return
         try:
             crew.send(calls)
             answer = ("answer", _packed(crew.receive()))
         except Exception as error:
+            error.add_note(f"in a training process: {traceback.format_exc()}")
             answer = ("error", error)
         with suppress(BrokenPipeError):
             connection.send_bytes(pickle.dumps(answer, protocol=pickle.HIGHEST_PROTOCOL))

@@ -1,0 +1,193 @@
+"""Parts of a population, the processes that carry them, and the race for a plan."""
+
+import os
+import signal
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from sigexp.layers.fft_conv import FFTConv2d
+from sigexp.population import calibrate as calibration
+from sigexp.population.calibrate import Wanted, calibrate
+from sigexp.population.feed import Feed
+from sigexp.population.plan import Plan
+from sigexp.population.population import Population
+from sigexp.population.shards import Shards
+from sigexp.problem import Batch, Problem
+from sigexp.signal.quality import mse
+
+
+def problem(size: int | None = 60) -> Problem:
+    noise = torch.randn(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    return Problem(
+        kind="image",
+        sample=lambda split, index: Batch(noise[index % 200], noise[index % 200].roll(1, 3)),
+        sizes={"train": size, "valid": 10, "test": 10},
+        loss=mse,
+        metrics={"mse": mse},
+    )
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Dropout(0.2), nn.Conv2d(4, 1, 3, padding=1))
+
+
+def population(count: int, plan: Plan, make=net, loss=mse) -> Population:
+    torch.manual_seed(0)
+    return Population(
+        [make() for _ in range(count)],
+        loss=loss,
+        metrics={"mse": mse},
+        optimizer="adam",
+        hparams={
+            "lr": torch.logspace(-3, -2, count),
+            "momentum": torch.full((count,), 0.9),
+            "weight_decay": torch.zeros(count),
+            "batch_size": torch.tensor(([4, 6, 8] * count)[:count]),
+        },
+        plan=plan,
+    )
+
+
+def feed(size: int | None = 60) -> Feed:
+    return Feed(problem(size), seed=0, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("way", ["together", "one by one"])
+@pytest.mark.parametrize("size", [60, None], ids=["fixed set", "stream"])
+def test_the_number_of_processes_changes_no_result(way, size):
+    states, losses = [], []
+    for processes in (1, 2, 3):
+        shards = Shards(population(5, Plan(way=way, slice=3, shards=3)), processes, seed=7)
+        examples = feed(size)
+        try:
+            found = [shards.advance(examples, position, 20) for position in (0, 20, 40)]
+            shards.copy(torch.tensor([4, 0, 0]))
+            found.append(shards.advance(examples, 60, 20))
+            valid = shards.evaluate(examples.take(0, 10), ["mse"])
+            states.append({**shards.state(), "valid": valid["mse"]})
+            losses.append([torch.cat(part) for part in found])
+        finally:
+            shards.close()
+    for other, lost in zip(states[1:], losses[1:], strict=True):
+        assert all(torch.equal(states[0][name], other[name]) for name in states[0])
+        assert all(torch.equal(a, b) for a, b in zip(losses[0], lost, strict=True))
+
+
+def test_parts_equal_the_whole():
+    make = partial(FFTConv2d, 1, 1, 3, 1)
+    whole, shards = population(3, Plan(), make), Shards(population(3, Plan(shards=2), make))
+    for position in (0, 24):
+        expected, got = (p.advance(feed(), position, 24) for p in (whole, shards))
+        assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+    assert torch.equal(shards.member(2).weight, whole.member(2).weight)
+    shards.close()
+
+
+def test_a_process_that_is_killed_is_named():
+    shards = Shards(population(2, Plan(shards=2)), 2)
+    try:
+        os.kill(shards._crews[0].process.pid, signal.SIGKILL)
+        with pytest.raises(RuntimeError, match=r"training process ended with status -9.*trainer.processes=1"):
+            shards.advance(feed(), 0, 20)
+    finally:
+        shards.close()
+
+
+def test_an_error_in_a_process_arrives_here():
+    shards = Shards(population(2, Plan(shards=2)), 2)
+    try:
+        with pytest.raises(RuntimeError, match="size"):
+            shards.evaluate(Batch(torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 5, 5)))
+    finally:
+        shards.close()
+
+
+def test_what_cannot_travel_to_a_process_is_refused_at_once():
+    with pytest.raises((AttributeError, TypeError), match=r"local object|lambda|pickle"):
+        Shards(population(2, Plan(shards=2), loss=lambda a, b: mse(a, b)), 2)
+
+
+class MixesExamples(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x - x.mean(0, keepdim=True))
+
+
+class DependsOnData(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return y if y.detach().sum().item() > 0 else 2 * y
+
+
+def raced(make, cache=None, **wanted):
+    settings = {"threads": 1, "samples": 10**6, "members": 4, **wanted}
+    return calibrate(population(4, Plan(), make), feed(), Wanted(**settings), cache)
+
+
+def test_a_race_chooses_what_it_measured_to_be_quickest(monkeypatch):
+    make = lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 1, 1))  # noqa: E731
+    found = raced(make)
+    assert len(found.rates) >= 3
+    assert found.rates[str(found.plan)] == max(found.rates.values())
+    monkeypatch.setattr(calibration.Race, "_time", lambda self, plan, rows, length: 5.0 + (plan == Plan()))
+    assert raced(make).plan == Plan()
+
+
+@pytest.mark.parametrize("make", [MixesExamples, DependsOnData])
+def test_a_model_that_cannot_train_together_trains_one_by_one_and_says_so(make, caplog):
+    with caplog.at_level("INFO", "sigexp"):
+        assert raced(make).plan.way == "one by one"
+    assert "members train one by one" in caplog.text
+
+
+def test_linear_models_can_train_from_statistics():
+    make = partial(nn.Conv2d, 1, 1, 3, padding=1)
+    plan = raced(make, execution="moments").plan
+    assert plan.way == "moments"
+    examples, by_statistics, plain = feed(), population(4, plan, make), population(4, Plan(), make)
+    for position in range(0, 240, 24):
+        expected, got = (p.advance(examples, position, 24) for p in (plain, by_statistics))
+        for a, b in zip(expected, got, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="linear in their parameters"):
+        raced(net, execution="moments")
+
+
+def test_a_memory_limit_makes_passes_smaller(caplog):
+    with caplog.at_level("INFO", "sigexp"):
+        found = raced(net, execution="together", memory_limit=4 * 40_000)
+    assert found.plan.slice is not None
+    assert found.plan.slice < 8
+    assert "would not fit" in caplog.text
+
+
+def test_a_plan_is_kept_and_damage_to_it_is_harmless(tmp_path):
+    first, second = raced(net, tmp_path), raced(net, tmp_path)
+    assert not first.cached
+    assert second.cached
+    assert second.plan == first.plan
+    (file,) = tmp_path.glob("*.json")
+    file.write_text("{", encoding="utf-8")
+    assert not raced(net, tmp_path).cached
+    file.chmod(0o400)
+    tmp_path.chmod(0o500)
+    try:
+        assert raced(net, tmp_path, samples=5).plan.way in ("together", "one by one")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_two_processes_are_used_where_they_are_quicker():
+    assert raced(net, processes=2, threads=2).plan.shards == 2
+    assert raced(net, processes=1, threads=2).plan.shards == 1
+    assert raced(net, threads=2, samples=100).plan.processes == 1  # it would be over before they had started
