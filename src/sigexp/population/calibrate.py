@@ -245,6 +245,8 @@ class Race:
         if self.wanted.processes:
             return
         if self.wanted.samples * (1 / alone - 1 / rate) > PROCESS_SECONDS:
+            if plan.way == "one by one":  # small operations divide badly among threads, and not at all on a busy core
+                return
             torch.set_num_threads(self.wanted.threads)
             rows = self.wanted.members if plan.way == "together" and plan.shards == 1 else 1
             length = self.size if self.population.whole else min(self.size, plan.slice or 64)
