@@ -126,7 +126,7 @@ class Race:
         alone = Plan(threads=threads)
         images = self.batch.inputs.ndim == 4 and self.population.device.type == "cpu"
         in_turn = [replace(alone, channels_last=True)] * images + [alone]
-        if not self._can_be_fused():
+        if not self._agrees():
             yield from in_turn
             return
         if self.population.whole and self.wanted.execution == "auto":
@@ -145,13 +145,8 @@ class Race:
         if not self.population.whole and self.wanted.execution == "auto":
             yield from in_turn
 
-    def _can_be_fused(self) -> bool:
-        """Whether vmap takes the model, and what comes out is what the members give one by one."""
-        if not hasattr(self, "_fusible"):
-            self._fusible = self._agrees()
-        return self._fusible
-
     def _agrees(self) -> bool:
+        """Whether vmap takes the model, and what comes out is what the members give one by one."""
         some = Batch(*(part[: min(8, self.size)] for part in self.batch))
         count = min(2, len(self.population))
         try:
@@ -201,17 +196,24 @@ class Race:
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             trial.minibatch_losses(Batch(*(part[:count] for part in self.batch)))
-        limit = self.wanted.memory_limit or machine.free_memory_bytes(str(self.population.device)) // 2
+        limit = self._memory_limit()
         # Twice what is saved, for what lives beside it.
         most = limit // max(1, 2 * self.wanted.members * sum(saved.values()) // count)
         if most < self.size:
             log.info("a pass takes %d examples: more would not fit into %.1f GB", max(1, most), limit / 1e9)
         return max(1, int(most))
 
+    def _memory_limit(self) -> int:
+        return self.wanted.memory_limit or machine.free_memory_bytes(str(self.population.device)) // 2
+
+    def _extent(self, plan: Plan, members: int) -> tuple[int, int]:
+        """Members and examples of the steps that are timed."""
+        rows = members if plan.way == "together" and plan.shards == 1 else 1
+        return rows, self.size if self.population.whole else min(self.size, plan.slice or 64)
+
     def _enter(self, plan: Plan, members: int) -> None:
         """Time a candidate, if the race's share of the run leaves time for it."""
-        rows = members if plan.way == "together" and plan.shards == 1 else 1
-        length = self.size if self.population.whole else min(self.size, plan.slice or 64)
+        rows, length = self._extent(plan, members)
         if self.best[0]:
             budget = LEAST_SECONDS + SHARE * self.wanted.samples / self.best[0]
             if time.perf_counter() - self.began + 2 * rows * length / self.best[0] > budget:
@@ -248,16 +250,14 @@ class Race:
             if plan.way == "one by one":  # small operations divide badly among threads, and not at all on a busy core
                 return
             torch.set_num_threads(self.wanted.threads)
-            rows = self.wanted.members if plan.way == "together" and plan.shards == 1 else 1
-            length = self.size if self.population.whole else min(self.size, plan.slice or 64)
-            self.rates[str(whole)] = self._time(whole, rows, length)
+            self.rates[str(whole)] = self._time(whole, *self._extent(plan, self.wanted.members))
             if self.wanted.samples * (1 / self.rates[str(whole)] - 1 / rate) > PROCESS_SECONDS:
                 return
         self.best = (alone, whole)
 
     def against_moments(self, moments: Moments, size: int) -> Plan:
         """The winner so far, or second-order statistics, by the time to the end of the run, statistics included."""
-        limit = self.wanted.memory_limit or machine.free_memory_bytes(str(self.population.device)) // 2
+        limit = self._memory_limit()
         numbers = sum(part[0].numel() for part in self.batch)
         if moments.values * size * 8 > limit or moments.values > MOST_MOMENTS * numbers:
             return self.best[1]
