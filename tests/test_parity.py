@@ -26,11 +26,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sigexp import catalog, cli
 from sigexp.config import build
 from sigexp.layers.fft_conv import FFTConv2d
-from sigexp.population import together
+from sigexp.population import native, together
 from sigexp.population.convolution import (
     Geometry,
     Kernels,
-    by_banded_matrix,
+    by_direct,
     by_fft,
     by_library,
     by_patches,
@@ -263,7 +263,6 @@ ALGORITHMS: dict[str, Callable[..., Tensor]] = {
     "patches": by_patches,
     "scatter": by_scatter,
     "fft": by_fft,
-    "banded": by_banded_matrix,
     "library": by_library,
 }
 SIZE = (11, 8)
@@ -296,7 +295,7 @@ GEOMETRIES = {
 
 
 def applies(algorithm: str, geometry: Geometry) -> bool:
-    """As their docstrings say; scatter and banded moreover need no more padding than the kernel reaches."""
+    """As their docstrings say; scatter and direct moreover need no more padding than the kernel reaches."""
     reach = [d * (k - 1) for d, k in zip(geometry.dilation, geometry.kernel, strict=True)]
     within = all(p <= r for p, r in zip(geometry.padding, reach, strict=True))
     plain = geometry.stride == (1, 1) and geometry.dilation == (1, 1) and geometry.groups == 1
@@ -304,19 +303,19 @@ def applies(algorithm: str, geometry: Geometry) -> bool:
         "patches": geometry.groups == 1,
         "scatter": geometry.stride == (1, 1) and geometry.groups == 1 and within,
         "fft": plain,
-        "banded": plain and within and min(geometry.kernel) == 1,
+        "direct": geometry.stride == (1, 1) and geometry.groups == 1 and within,
         "library": True,
     }[algorithm]
 
 
-def drawn_convolution(geometry: Geometry, channels: tuple[int, int], shared: bool):
+def drawn_convolution(geometry: Geometry, channels: tuple[int, int], shared: bool, examples: int = 4, size=SIZE):
     """Inputs, weights and biases of 3 members, and what multiplies the outputs in the objective."""
     rng = torch.Generator().manual_seed(3)
     inputs, outputs = channels
-    leading = (4,) if shared else (3, 4)
+    leading = (examples,) if shared else (3, examples)
     shapes = [
-        (*leading, inputs, *SIZE), (3, outputs, inputs // geometry.groups, *geometry.kernel), (3, outputs),
-        (3, 4, outputs, *geometry.extent(SIZE)),
+        (*leading, inputs, *size), (3, outputs, inputs // geometry.groups, *geometry.kernel), (3, outputs),
+        (3, examples, outputs, *geometry.extent(size)),
     ]  # fmt: skip
     return [torch.randn(shape, generator=rng, dtype=torch.float64) for shape in shapes]
 
@@ -336,7 +335,7 @@ def assert_equals_conv2d(function: Callable[..., Tensor], geometry: Geometry, ch
 
 APPLICABLE = [
     pytest.param(algorithm, geometry, shared, id=f"{algorithm}-{name}-{'shared' if shared else 'own'}")
-    for algorithm in ALGORITHMS
+    for algorithm in ALGORITHMS  # in float64
     for name, geometry in GEOMETRIES.items()
     for shared in (True, False)
     if applies(algorithm, geometry)
@@ -351,6 +350,53 @@ def test_an_algorithm_equals_conv2d(algorithm, geometry, shared):
 
     for channels in ((1, 1), (3, 2), (2, 5), (5, 4)):
         assert_equals_conv2d(function, geometry, channels, shared)
+
+
+# Sizes whose rows are whole vectors of any processor, or none, or one and a part; with several examples at a time.
+COMPILED = [
+    pytest.param(geometry, size, id=f"{name}-{size[0]}x{size[1]}")
+    for name, geometry in GEOMETRIES.items()
+    for size in ((16, 32), (5, 3), (6, 19), (2, 16))
+    if applies("direct", geometry) and min(geometry.extent(size)) > 0
+]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("geometry", "size"), COMPILED)
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
+def test_the_compiled_convolution_is_conv2d(shared, geometry, size, threads, monkeypatch):
+    if native.kernel() is None:
+        pytest.skip("there is no C compiler")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for channels in ((1, 1), (2, 1), (3, 2), (1, 3), (6, 5), (5, 8)):
+        *tensors, factor = drawn_convolution(geometry, channels, shared, 7, size)
+        x, weight, bias = (tensor.requires_grad_() for tensor in tensors)
+        options = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+        expected = torch.stack([F.conv2d(x if shared else x[p], weight[p], bias[p], *options) for p in range(3)])
+        leaves = [tensor.detach().float() for tensor in (x[None] if shared else x, weight, bias)]
+        learned = [leaf.requires_grad_() for leaf in leaves[shared:]]
+        found = by_direct(geometry, leaves[0].transpose(1, 2).contiguous(), *leaves[1:]).transpose(1, 2)
+        assert_close(found.double(), expected, 1e-5, "values")
+        ours = torch.autograd.grad((found * factor).sum(), learned)
+        theirs = torch.autograd.grad((expected * factor).sum(), [x, weight, bias][shared:])
+        for name, own, other in zip(("bias", "weight", "input"), ours[::-1], theirs[::-1], strict=False):
+            assert_close(own.double(), other, 1e-5, f"gradient of the {name}")
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (2, 3), (16, 66)], ids=str)
+def test_compiled_pooling_is_max_pool2d(size):
+    if native.kernel() is None:
+        pytest.skip("there is no C compiler")
+    x = torch.randn((9, *size), generator=torch.Generator().manual_seed(0)).mul(2).round()  # with equal ones
+    x[0, 0, 1], x[1] = torch.nan, -torch.inf
+    results = []
+    for pooled in (lambda x: native.Pooling.apply(native.kernel(), x), lambda x: F.max_pool2d(x, 2)):
+        leaf = x.clone().requires_grad_()
+        out = pooled(leaf)
+        factor = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+        results.append((out, *torch.autograd.grad(out, leaf, factor)))
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours.nan_to_num(7e7), theirs.nan_to_num(7e7))
 
 
 def preferring(algorithm: str) -> Kernels:

@@ -2,12 +2,13 @@
 
 Activations lie in memory as planes [P, C, B, H, W], whatever their logical order, because then one matrix product per
 member covers a whole minibatch, and where the input is shared one product covers all members. Four algorithms make
-a convolution of such products; `Kernels` says which one a layer takes, and is filled by timing them (plan.py).
+a convolution of such products, a fifth of none; `Kernels` says which one a layer takes, and is filled by timing them
+(calibrate.py).
 
+direct: compiled (convolution.c): no windows are copied; nearly as fast as the processor, where there is a compiler.
 patches: the windows of the input as columns (im2col), then one product; best for few input channels.
 scatter: the product first, then its rows are shifted and added (col2im); best for few output channels.
 fft: a product of spectra; for large kernels. Those of a shared minibatch are computed once for all members.
-banded: a product with a banded matrix; for filters along one axis.
 library: torch's own convolution, with P times the outputs where the input is shared, else member by member.
 """
 
@@ -21,13 +22,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sigexp.layers.fft_conv import FFTCorrelation
+from sigexp.population import native
 
 Pair = tuple[int, int]
 WINDOW_VALUES = 2**21  # numbers in the columns that are made at a time
+SMALL = 8  # pixels of a side, below which vectors are not filled and products of matrices may do better
 LARGEST_WINDOWS = 2**26  # bytes of one example's windows as columns, above which they are not made
 
 
-def _pair(value: Any) -> Pair:
+def pair(value: Any) -> Pair:
     return (int(value[0]), int(value[-1])) if isinstance(value, tuple | list) else (int(value), int(value))
 
 
@@ -44,19 +47,19 @@ class Geometry:
     @classmethod
     def of(cls, kernel: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> "Geometry | None":
         """From the arguments of `F.conv2d`; None where padding='same' is not the same on both sides."""
-        kernel, dilation = _pair(kernel), _pair(dilation)
+        kernel, dilation = pair(kernel), pair(dilation)
         if padding == "same":
             reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
             if any(r % 2 for r in reach):
                 return None
             padding = tuple(r // 2 for r in reach)
-        return cls(kernel, _pair(stride), _pair(0 if padding == "valid" else padding), dilation, groups)
+        return cls(kernel, pair(stride), pair(0 if padding == "valid" else padding), dilation, groups)
 
     @classmethod
     def of_line(cls, kernel: int, stride: Any, padding: Any, dilation: Any, groups: int) -> "Geometry | None":
         """From the arguments of `F.conv1d`, as a convolution of images one pixel high."""
-        stride, dilation = ((1, _pair(value)[1]) for value in (stride, dilation))
-        padding = padding if isinstance(padding, str) else (0, _pair(padding)[1])
+        stride, dilation = ((1, pair(value)[1]) for value in (stride, dilation))
+        padding = padding if isinstance(padding, str) else (0, pair(padding)[1])
         return cls.of((1, kernel), stride, padding, dilation, groups)
 
     def extent(self, size: Pair) -> Pair:
@@ -94,7 +97,7 @@ def convolve(
 ) -> Tensor:
     """x [B, C, H, W] if shared, else [P, B, C, H, W]; weight [P, D, C, h, w]; bias [P, D] -> [P, B, D, H', W']."""
     planes = (x[None] if shared else x).transpose(1, 2).contiguous()  # [Q, C, B, H, W], Q = 1 or P
-    candidates = _candidates(geometry, shared, planes.shape[3] * planes.shape[4], weight)
+    candidates = _candidates(geometry, planes, weight)
     key = " ".join(
         str(part).replace(" ", "")
         for part in ("conv", "shared" if shared else "own", tuple(weight.shape[1:]), tuple(planes.shape[-2:]),
@@ -104,27 +107,36 @@ def convolve(
     return kernels.pick(key, candidates, (geometry, planes, weight, bias)).transpose(1, 2)
 
 
-def _candidates(geometry: Geometry, shared: bool, pixels: int, weight: Tensor) -> dict[str, Callable[..., Tensor]]:
-    _, outputs, inputs, height, width = weight.shape
+def _candidates(geometry: Geometry, x: Tensor, weight: Tensor) -> dict[str, Callable[..., Tensor]]:
+    """By the planes x [Q, C, B, H, W] and weight [P, D, C, h, w]."""
+    members, outputs, inputs, height, width = weight.shape
+    shared, pixels = len(x) < members, x.shape[3] * x.shape[4]
     unit = geometry.stride == (1, 1) and geometry.groups == 1
     rows, columns = geometry.transposed().padding
     within = rows >= 0 and columns >= 0  # no output without an input under its kernel
     found: dict[str, Callable[..., Tensor]] = {}
+    if unit and within and native.takes(x, weight) and not (shared and x.requires_grad):
+        found["direct"] = by_direct
     if unit and geometry.dilation == (1, 1) and height * width >= 81 and inputs * outputs <= 64:
         found["fft"] = by_fft
+    if "direct" in found and (height * width > 1 or shared) and min(x.shape[4], x.shape[3]) >= SMALL:
+        return found
     if unit and within and not shared and outputs <= 4 and height * width > 1:
         found["scatter"] = by_scatter
     windows = inputs * height * width * 4 * pixels  # bytes of one example's
     either = inputs <= 4 or outputs > 4 or height * width == 1 or not unit
     if geometry.groups == 1 and either and windows < LARGEST_WINDOWS:
         found["patches"] = by_patches
-    line = min(height, width) == 1 and max(height, width) >= 5
-    if unit and within and line and geometry.dilation == (1, 1):
-        found["banded"] = by_banded_matrix
     # With few channels on one side and a large kernel, the library's takes up to a hundred times as long.
     if shared or not found or height * width < 49 or min(inputs, outputs) > 4:
         found["library"] = by_library
     return found
+
+
+def by_direct(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Without windows, compiled; stride 1."""
+    size = geometry.extent((x.shape[3], x.shape[4]))
+    return native.DirectConvolution.apply(native.kernel(), x, weight, bias, size, geometry.padding, geometry.dilation)
 
 
 def by_patches(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -163,30 +175,6 @@ def by_library(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor) -> T
     examples = x.transpose(1, 2).expand(members, -1, -1, -1, -1)
     rows = zip(examples.unbind(), weight.unbind(), bias.unbind(), strict=True)
     return torch.stack([F.conv2d(inputs, w, b, *settings) for inputs, w, b in rows]).transpose(1, 2)
-
-
-def by_banded_matrix(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A product along one axis with the matrix that a filter of one row or column is; stride 1, no dilation.
-
-    Most of the matrix is zeros, but no windows are copied, and large products run at several times the speed of small
-    convolutions.
-    """
-    along_rows = geometry.kernel[1] > 1  # else along the columns
-    axis = 1 if along_rows else 0
-    members, outputs, inputs = weight.shape[:3]
-    length, out_length = x.shape[3 + axis], geometry.extent((x.shape[3], x.shape[4]))[axis]
-    padding = geometry.padding[axis]
-    line = F.pad(weight.flatten(3), (out_length - 1 - padding, length - geometry.kernel[axis] + padding))
-    band = line.unfold(3, length, 1).flip(3)  # [P, D, C, out, in]
-    if along_rows:
-        matrix = band.permute(0, 2, 4, 1, 3).reshape(members, inputs * length, -1)
-        rows = x.permute(0, 2, 3, 1, 4).reshape(len(x), -1, inputs * length)  # [Q, B H, C W]
-        out = torch.matmul(rows, matrix).view(members, x.shape[2], x.shape[3], outputs, out_length)
-        return out.permute(0, 3, 1, 2, 4) + planewise(bias)
-    matrix = band.permute(0, 1, 3, 2, 4).reshape(len(x), -1, inputs * length)  # [Q, P / Q D out, C in]
-    columns = x.permute(0, 1, 3, 2, 4).reshape(len(x), inputs * length, -1)  # [Q, C H, B W]
-    out = torch.bmm(matrix, columns)
-    return out.view(members, outputs, out_length, x.shape[2], x.shape[4]).transpose(2, 3) + planewise(bias)
 
 
 def by_fft(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

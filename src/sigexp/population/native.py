@@ -1,7 +1,7 @@
-"""The LSTM scan as C: lstm.c, compiled for this very machine at its first use and kept in the cache folder.
+"""Convolutions, pooling and the LSTM scan as C, compiled for this very machine at their first use and kept in the cache folder.
 
 The compiler is `$CC`, else cc, gcc or clang. Where there is none, or anything else fails, `kernel()` gives None, says
-so once in the log, and the torch version in recurrent.py does the work. SIGEXP_NATIVE=0 has the same effect.
+so once in the log, and torch does the work. SIGEXP_NATIVE=0 has the same effect.
 """
 
 import ctypes
@@ -12,6 +12,8 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -24,7 +26,7 @@ from sigexp.machine import cache_dir
 
 log = logging.getLogger("sigexp")
 
-SOURCE = Path(__file__).with_name("lstm.c")
+SOURCES = [Path(__file__).with_name(name) for name in ("convolution.c", "lstm.c", "pooling.c")]
 # Not -ffast-math: NaN has to stay NaN, so that a member that diverged is seen.
 FLAGS = (
     "-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-shared",
@@ -45,8 +47,37 @@ class Strides(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("member", "time", "example", "channel")]
 
 
-POINTER = ctypes.c_void_p
+class Convolution(ctypes.Structure):
+    """`Shape` of convolution.c."""
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in (
+            "members",
+            "shared",
+            "examples",
+            "inputs",
+            "outputs",
+            "height",
+            "width",
+            "out_height",
+            "out_width",
+            "kernel_height",
+            "kernel_width",
+            "pad_rows",
+            "pad_columns",
+            "step_rows",
+            "step_columns",
+        )  # fmt: skip
+    ]
+
+
+POINTER, NUMBER = ctypes.c_void_p, ctypes.c_int64
 SIGNATURES = {
+    "convolution_forward": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 4)),
+    "convolution_backward": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 6)),
+    "pooling_forward": (None, (*[NUMBER] * 3, *[POINTER] * 3)),
+    "pooling_backward": (None, (*[NUMBER] * 3, *[POINTER] * 3)),
     "lstm_block": (ctypes.c_int64, ()),
     "lstm_forward": (ctypes.c_int, (Shape, POINTER, Strides, *[POINTER] * 4)),
     "lstm_backward": (ctypes.c_int, (Shape, POINTER, Strides, *[POINTER] * 4, Strides, *[POINTER] * 3)),
@@ -55,7 +86,7 @@ SIGNATURES = {
 
 @cache
 def kernel() -> ctypes.CDLL | None:
-    """The compiled lstm.c, or None. The first call on a machine takes a second."""
+    """The compiled functions, or None. The first call on a machine takes two seconds."""
     if os.environ.get("SIGEXP_NATIVE") == "0":
         return None
     try:
@@ -65,8 +96,14 @@ def kernel() -> ctypes.CDLL | None:
             function.restype, function.argtypes = result, arguments
         return library
     except (OSError, ValueError, RuntimeError, AttributeError, subprocess.SubprocessError) as reason:
-        log.info("LSTMs train without the compiled kernel: %s", " ".join(str(reason).split())[:200])
+        log.info("training goes on without compiled kernels: %s", " ".join(str(reason).split())[:200])
         return None
+
+
+def takes(*tensors: Tensor) -> bool:
+    """Whether the compiled functions can do these, and are there."""
+    usable = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+    return usable and all(t.numel() for t in tensors) and not torch.is_autocast_enabled("cpu") and kernel() is not None
 
 
 def _built() -> Path:
@@ -74,15 +111,16 @@ def _built() -> Path:
     compiler = _compiler()
     # What the compiler defines names its own version and every extension of this processor.
     target = _run([*compiler, *FLAGS, "-dM", "-E", "-x", "c", os.devnull])
-    digest = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), repr((compiler, FLAGS)).encode(), target]))
-    path = cache_dir() / f"lstm-{digest.hexdigest()[:24]}.so"
+    sources = [source.read_bytes() for source in SOURCES]
+    digest = hashlib.sha256(b"\0".join([*sources, repr((compiler, FLAGS)).encode(), target]))
+    path = cache_dir() / f"kernels-{digest.hexdigest()[:24]}.so"
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, unfinished = tempfile.mkstemp(prefix=".lstm-", suffix=".so", dir=path.parent)
+    descriptor, unfinished = tempfile.mkstemp(prefix=".kernels-", suffix=".so", dir=path.parent)
     os.close(descriptor)
     try:
-        _run([*compiler, *FLAGS, str(SOURCE), "-o", unfinished])
+        _run([*compiler, *FLAGS, *map(str, SOURCES), "-o", unfinished])
         os.replace(unfinished, path)
     finally:
         with suppress(OSError):
@@ -151,3 +189,88 @@ class NativeScan(torch.autograd.Function):
         ):  # fmt: skip
             raise MemoryError("no memory for an LSTM's gradients")
         return None, dx, dw
+
+
+class DirectConvolution(torch.autograd.Function):
+    """x [Q, C, B, H, W], Q = 1 or P, weight [P, D, C, h, w], bias [P, D] -> [P, D, B, H', W']; float32 on the CPU.
+
+    Stride 1, no groups; padding and dilation as pairs. Where Q = 1 and P > 1, x gets no gradient. `size`: (H', W').
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        library: ctypes.CDLL,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        size: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+    ) -> Tensor:
+        members, outputs, inputs, *kernel = weight.shape
+        x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
+        out = x.new_empty(members, outputs, x.shape[2], *size)
+        extents = [*x.shape[3:], *size]
+        if kernel == [1, 1] and padding == (0, 0):  # images are lines of pixels, which fill vectors better
+            extents = [1, x.shape[3] * x.shape[4]] * 2
+        shared = len(x) < members
+        ctx.library = library
+        ctx.shape = Convolution(members, shared, x.shape[2], inputs, outputs, *extents, *kernel, *padding, *dilation)
+        ctx.save_for_backward(x, weight)
+        pointers = [tensor.data_ptr() for tensor in (x, weight, bias, out)]
+        _in_threads(lambda first, last: library.convolution_forward(ctx.shape, first, last, *pointers), members)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *gradients: Tensor):
+        x, weight = ctx.saved_tensors
+        grad = gradients[0].contiguous()
+        dx = torch.empty_like(x) if ctx.needs_input_grad[1] else None
+        dw, db = torch.zeros_like(weight), weight.new_zeros(weight.shape[:2])
+        pointers = [None if tensor is None else tensor.data_ptr() for tensor in (x, weight, grad, dx, dw, db)]
+        _in_threads(
+            lambda first, last: ctx.library.convolution_backward(ctx.shape, first, last, *pointers), len(weight)
+        )
+        return None, dx, dw, db, None, None, None
+
+
+class Pooling(torch.autograd.Function):
+    """Maxima of squares of 2 x 2: [N, H, W] -> [N, H / 2, W / 2], rounded down; float32 on the CPU."""
+
+    @staticmethod
+    def forward(ctx, library: ctypes.CDLL, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        count, height, width = x.shape
+        ctx.library, ctx.shape = library, (count, height, width)
+        out = x.new_empty(count, height // 2, width // 2)
+        which = torch.empty_like(out, dtype=torch.uint8)
+        library.pooling_forward(*ctx.shape, x.data_ptr(), out.data_ptr(), which.data_ptr())
+        ctx.save_for_backward(which)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *gradients: Tensor):
+        (which,), grad = ctx.saved_tensors, gradients[0].contiguous()
+        dx = grad.new_empty(ctx.shape)
+        ctx.library.pooling_backward(*ctx.shape, grad.data_ptr(), which.data_ptr(), dx.data_ptr())
+        return None, dx
+
+
+def _in_threads(work: Callable[[int, int], int], members: int) -> None:
+    """work(first, last) for runs of members, as many side by side as torch has threads."""
+    count = min(torch.get_num_threads(), members)
+    bounds = [members * i // count for i in range(count + 1)]
+    if count == 1:
+        failed = [work(0, members)]
+    else:
+        failed = list(_executor(count).map(work, bounds[:-1], bounds[1:]))
+    if any(failed):
+        raise MemoryError("no memory for a convolution")
+
+
+@cache
+def _executor(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="convolution")

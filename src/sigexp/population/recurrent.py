@@ -29,7 +29,7 @@ def lstm_layers(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x [Q, T, B, I] with Q = 1 or P; weights [P, ...] in torch's order; initial states zero.
 
-    compiled: by lstm.c, where `can_be_compiled`.
+    compiled: by lstm.c, where `native.takes` them.
 
     Returns outputs [P, T, B, D H], last h and last c [P, layers D, B, H], as `torch.nn.LSTM` for every member.
     """
@@ -39,18 +39,12 @@ def lstm_layers(
     for layer in range(layers):
         first = layer * directions * per_direction
         own = [weights[first + d * per_direction : first + (d + 1) * per_direction] for d in range(directions)]
-        scan = _native_layer if compiled and can_be_compiled(x, weights) else _layer
+        scan = _native_layer if compiled and native.takes(x, *(t for own in weights for t in own)) else _layer
         x, c = scan(x, own, has_bias)
         last = x.unflatten(3, (directions, -1))
         hidden += [last[:, -1, :, 0], last[:, 0, :, -1]][:directions]
         cells.append(c)
     return x, torch.stack(hidden, 1), torch.cat(cells, 1)
-
-
-def can_be_compiled(x: Tensor, weights: Sequence[Tensor]) -> bool:
-    """Whether lstm.c takes these, and a compiler has been there to build it."""
-    usable = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (x, *weights))
-    return usable and x.numel() > 0 and native.kernel() is not None
 
 
 def _joined(own: Sequence[Tensor], has_bias: bool) -> Tensor:

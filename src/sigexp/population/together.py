@@ -27,8 +27,9 @@ from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.overrides import TorchFunctionMode
 
 from sigexp.layers.fft_conv import fft_conv2d
-from sigexp.population.convolution import Geometry, Kernels, convolve
-from sigexp.population.recurrent import can_be_compiled, lstm_layers
+from sigexp.population import native
+from sigexp.population.convolution import Geometry, Kernels, convolve, pair
+from sigexp.population.recurrent import lstm_layers
 from sigexp.problem import Batch, PerExample
 from sigexp.signal.quality import SquaredError, squared_error
 
@@ -243,7 +244,11 @@ def max_pool2d(
     if return_indices or x.tensor.dim() != 4 + x.own:
         return each(F.max_pool2d, count, x, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     planes = x.members(count).transpose(1, 2)
-    out = F.max_pool2d(planes.flatten(0, 2), kernel_size, stride, padding, dilation, ceil_mode)
+    squares = pair(kernel_size) == pair(stride or kernel_size) == (2, 2) and min(planes.shape[3:]) > 1
+    if squares and pair(padding) == (0, 0) and pair(dilation) == (1, 1) and not ceil_mode and native.takes(planes):
+        out = native.Pooling.apply(native.kernel(), planes.flatten(0, 2))
+    else:
+        out = F.max_pool2d(planes.flatten(0, 2), kernel_size, stride, padding, dilation, ceil_mode)
     return out.view(*planes.shape[:3], *out.shape[1:]).transpose(1, 2)
 
 
@@ -268,7 +273,7 @@ def lstm(
     def run(compiled, x, *weights):
         return lstm_layers(x, weights, layers, 1 + bidirectional, has_bias, compiled)
 
-    ways = {"compiled": partial(run, True)} if can_be_compiled(sequences, stacked) else {}
+    ways = {"compiled": partial(run, True)} if native.takes(sequences, *stacked) else {}
     out, h, c = kernels.pick(
         f"lstm {tuple(stacked[0].shape[1:])}", {**ways, "torch": partial(run, False)}, (sequences, *stacked)
     )
