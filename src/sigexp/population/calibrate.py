@@ -138,16 +138,19 @@ class Race:
         together = replace(alone, way="together", kernels=self._kernels())
         most = self._most_examples(together)
         apart = self.wanted.members
-        if not self.population.whole:
-            for length in dict.fromkeys(min(length, most, self.size) for length in SLICES):
-                yield replace(together, slice=length)
-        else:
+        if self.population.whole:
             if most >= self.size:
                 yield together
             if most * apart >= self.size > 1 and apart > 1:
                 yield replace(together, shards=apart)
-        if not self.population.whole and self.wanted.execution == "auto":
-            yield from in_turn
+            return
+        lengths = [*dict.fromkeys(min(length, most, self.size) for length in SLICES)]
+        if self._large():  # activations are the lesser part
+            lengths = [min(most, self.size)]
+        for number, length in enumerate(lengths):
+            yield replace(together, slice=length)
+            if number == min(2, len(lengths) - 1) and self.wanted.execution == "auto":
+                yield from in_turn
 
     def _agrees(self) -> bool:
         """Whether vmap takes the model, and what comes out is what the members give one by one."""
@@ -214,9 +217,11 @@ class Race:
         """Members and examples of the steps that are timed."""
         rows = members if plan.way == "together" and plan.shards == 1 else 1
         # With many parameters the update, once a minibatch, is a good part of a step.
-        numbers = sum(parameter.numel() for parameter in self.population.template.parameters())
-        whole = self.population.whole or numbers >= LARGE
+        whole = self.population.whole or self._large()
         return rows, self.size if whole else min(self.size, plan.slice or 64)
+
+    def _large(self) -> bool:
+        return sum(parameter.numel() for parameter in self.population.template.parameters()) >= LARGE
 
     def _enter(self, plan: Plan, members: int) -> None:
         """Time a candidate, if the race's share of the run leaves time for it."""

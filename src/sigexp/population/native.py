@@ -1,4 +1,4 @@
-"""Convolutions, pooling and the LSTM scan as C, compiled for this very machine at their first use and kept in the cache folder.
+"""Convolutions, pooling and the LSTM scan in C, compiled for this machine at their first use and kept in the cache.
 
 The compiler is `$CC`, else cc, gcc or clang. Where there is none, or anything else fails, `kernel()` gives None, says
 so once in the log, and torch does the work. SIGEXP_NATIVE=0 has the same effect.
@@ -50,26 +50,11 @@ class Strides(ctypes.Structure):
 class Convolution(ctypes.Structure):
     """`Shape` of convolution.c."""
 
-    _fields_ = [
-        (name, ctypes.c_int64)
-        for name in (
-            "members",
-            "shared",
-            "examples",
-            "inputs",
-            "outputs",
-            "height",
-            "width",
-            "out_height",
-            "out_width",
-            "kernel_height",
-            "kernel_width",
-            "pad_rows",
-            "pad_columns",
-            "step_rows",
-            "step_columns",
-        )  # fmt: skip
-    ]
+    _names = (
+        "members shared examples inputs outputs height width out_height out_width kernel_height kernel_width pad_rows "
+        "pad_columns step_rows step_columns"
+    )
+    _fields_ = [(name, ctypes.c_int64) for name in _names.split()]
 
 
 POINTER, NUMBER = ctypes.c_void_p, ctypes.c_int64
@@ -263,11 +248,8 @@ def _in_threads(work: Callable[[int, int], int], members: int) -> None:
     """work(first, last) for runs of members, as many side by side as torch has threads."""
     count = min(torch.get_num_threads(), members)
     bounds = [members * i // count for i in range(count + 1)]
-    if count == 1:
-        failed = [work(0, members)]
-    else:
-        failed = list(_executor(count).map(work, bounds[:-1], bounds[1:]))
-    if any(failed):
+    run = map if count == 1 else _executor(count).map
+    if any(list(run(work, bounds[:-1], bounds[1:]))):
         raise MemoryError("no memory for a convolution")
 
 

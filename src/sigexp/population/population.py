@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sigexp.population.convolution import Kernels
 from sigexp.population.feed import Feed
 from sigexp.population.moments import Moments
-from sigexp.population.optimizers import SLOTS, clipped, update, update_one
+from sigexp.population.optimizers import LARGE, SLOTS, clipped, update, update_one
 from sigexp.population.plan import Plan
 from sigexp.population.together import Together
 from sigexp.problem import Batch, PerExample
@@ -41,6 +41,36 @@ def join(*states: Mapping[str, Tensor]) -> State:
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a + b
+
+
+@dataclass
+class Flat:
+    """All parameters of all members in one line, and the optimizer's state likewise; those in `State` are views of it.
+
+    tensors: params and slots -> [numbers]. owner: [numbers] int64, whose number it is. spread: every number's
+    hyperparameters, made when first needed.
+    """
+
+    tensors: State
+    owner: Tensor
+    spread: State = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, state: State, slots: Collection[str]) -> "Flat | None":
+        """Replaces the tensors in `state` by views; None for large models, which gain nothing, and for mixed types."""
+        names = [name.removeprefix("params/") for name in state if name.startswith("params/")]
+        params = [state[f"params/{name}"] for name in names]
+        if sum(param[0].numel() for param in params) >= LARGE or len({param.dtype for param in params}) != 1:
+            return None
+        tensors = {
+            kind: torch.cat([state[f"{kind}/{name}"].flatten() for name in names]) for kind in ("params", *slots)
+        }
+        for kind, line in tensors.items():
+            for name, part in zip(names, line.split([param.numel() for param in params]), strict=True):
+                state[f"{kind}/{name}"] = part.view(state[f"{kind}/{name}"].shape)
+        count = len(params[0])
+        members = torch.arange(count, device=params[0].device)
+        return cls(tensors, torch.cat([members.repeat_interleave(param.numel() // count) for param in params]))
 
 
 class Population:
@@ -145,6 +175,8 @@ class Population:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Become the members of `state`; their number may differ from before."""
         self._state = {name: self._laid_out(tensor) for name, tensor in state.items()}
+        self._flat = Flat.of(self._state, SLOTS[self.optimizer]) if self.plan.way != "one by one" else None
+        self._params, self._buffers = self._named("params"), self._named("buffers")
         self._members = []
         self.drop_pending()
 
@@ -201,19 +233,20 @@ class Population:
 
     def minibatch_losses(self, batch: Batch) -> list[Tensor]:
         """`step`, but each member's minibatch losses one by one: P tensors of shape [minibatches]."""
-        sizes = self._sizes()
+        sizes = self._sizes
         if self.plan.way == "one by one" or (self.whole and len(set(sizes)) > 1):
             return [self._advance_one(p, size, batch) for p, size in enumerate(sizes)]
         return self._advance_together(sizes, batch)
-
-    def _sizes(self) -> list[int]:
-        return [int(size) for size in self._state["hparams/batch_size"]]
 
     def drop_pending(self) -> None:
         """Forget the examples that did not fill a minibatch, and what was learned from them."""
         count = len(self)
         self._pending: list[list[Batch]] = [[] for _ in range(count)]
         self._filled = [0] * count
+        self._sizes = [int(size) for size in self._state["hparams/batch_size"]]
+        self._weights = 1 / torch.tensor(self._sizes, dtype=torch.float64, device=self.device)
+        if self._flat:
+            self._flat.spread = {}
         self._gradients: list[Tensor] | None = None
         self._losses = torch.zeros(count, device=self.device)
 
@@ -234,7 +267,7 @@ class Population:
                 break
             count = min(count, rest, count if self.whole else self.plan.slice or count)
             try:
-                self._accumulate(sizes, Batch(*(part[offset : offset + count] for part in batch)))
+                self._accumulate(Batch(*(part[offset : offset + count] for part in batch)))
             except (MemoryError, RuntimeError) as error:
                 self._split(count, error)
                 if self.plan.way == "together":
@@ -253,11 +286,10 @@ class Population:
                     done[p].append(losses[i])
         return [torch.stack(losses) if losses else self._losses.new_empty(0) for losses in done]
 
-    def _accumulate(self, sizes: list[int], batch: Batch) -> None:
+    def _accumulate(self, batch: Batch) -> None:
         """Add the gradients of one pass to those of every member's unfinished minibatch."""
-        params, buffers = self._named("params"), self._named("buffers")
+        params, buffers, weights = self._params, self._buffers, self._weights
         before = {name: buffer.clone() for name, buffer in buffers.items()} if self.whole else {}
-        weights = 1 / torch.tensor(sizes, dtype=torch.float64, device=self.device)
         found: Sequence[Tensor | None]
         try:
             if self.plan.way == "moments":
@@ -298,8 +330,10 @@ class Population:
         """Update the members whose minibatch is full, and begin their next one; its losses, [len(due)]."""
         assert self._gradients is not None
         everyone = len(due) == len(sizes)
-        names = [name for name in self._named("params") if name not in self._unused]
-        kept = [i for i, name in enumerate(self._named("params")) if name not in self._unused]
+        if everyone and self._flat and not self._unused:
+            return self._update_everyone(self._flat)
+        names = [name for name in self._params if name not in self._unused]
+        kept = [i for i, name in enumerate(self._params) if name not in self._unused]
         hparams = {name: self._state[f"hparams/{name}"].to(self.device) for name in HPARAMS[:3]}
         hparams["lr"] = hparams["lr"] * self.lr_scale
         for rows in [slice(None)] if everyone else [slice(p, p + 1) for p in due]:
@@ -327,6 +361,29 @@ class Population:
             self._filled[p] = 0
         losses = torch.where(alive[chosen], losses, torch.nan)
         alive[chosen] = alive[chosen] & losses.isfinite()
+        return losses
+
+    def _update_everyone(self, flat: "Flat") -> Tensor:
+        """`_update` of all members, in a few operations on all their numbers: small models take longer to start them."""
+        assert self._gradients is not None
+        grads = self._gradients if self.clip_norm is None else clipped(self._gradients, self.clip_norm)
+        if not flat.spread:
+            hparams = {name: self._state[f"hparams/{name}"].to(self.device) for name in HPARAMS[:3]}
+            flat.spread = {name: value.to(grads[0].dtype)[flat.owner] for name, value in hparams.items()}
+        hparams = {**flat.spread, "lr": flat.spread["lr"] * self.lr_scale}
+        update(
+            self.optimizer,
+            [flat.tensors["params"]],
+            [torch.cat([grad.reshape(-1) for grad in grads])],
+            {slot: [flat.tensors[slot]] for slot in SLOTS[self.optimizer]},
+            self._state["step"][flat.owner],
+            hparams,
+        )
+        self._state["step"] += 1
+        alive = self._state["alive"]
+        losses = torch.where(alive, self._losses, torch.nan)
+        alive &= losses.isfinite()
+        self._gradients, self._losses, self._filled = None, torch.zeros_like(losses), [0] * len(self)
         return losses
 
     # One member after the other.
@@ -401,8 +458,7 @@ class Population:
         with torch.no_grad(), self._autocast():
             if self.plan.way == "together":
                 length = self.plan.slice or len(inputs)
-                params, buffers = self._named("params"), self._named("buffers")
-                parts = [self.together.outputs(params, buffers, part) for part in inputs.split(length)]
+                parts = [self.together.outputs(self._params, self._buffers, part) for part in inputs.split(length)]
                 outputs = list(torch.cat(parts, 1).unbind())
             else:
                 outputs = [member.eval()(inputs) for member in self.modules()]
