@@ -364,7 +364,7 @@ class Population:
         return losses
 
     def _update_everyone(self, flat: "Flat") -> Tensor:
-        """`_update` of all members, in a few operations on all their numbers: small models take longer to start them."""
+        """`_update` of all members in a few operations on all their numbers: starting them is what takes the time."""
         assert self._gradients is not None
         grads = self._gradients if self.clip_norm is None else clipped(self._gradients, self.clip_norm)
         if not flat.spread:
