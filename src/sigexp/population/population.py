@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,8 +18,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sigexp.population.convolution import Kernels
 from sigexp.population.feed import Feed
 from sigexp.population.moments import Moments
-from sigexp.population.optimizers import LARGE, SLOTS, clipped, update, update_one
+from sigexp.population.optimizers import SLOTS
 from sigexp.population.plan import Plan
+from sigexp.population.steps import AllAtOnce, Flat, OneByOne
 from sigexp.population.together import Together
 from sigexp.problem import Batch, PerExample
 
@@ -37,40 +37,6 @@ def take(state: Mapping[str, Tensor], members: Tensor) -> State:
 def join(*states: Mapping[str, Tensor]) -> State:
     """The members of several states as one."""
     return {name: torch.cat([state[name] for state in states]) for name in states[0]}
-
-
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return b if a is None else a if b is None else a + b
-
-
-@dataclass
-class Flat:
-    """All parameters of all members in one line, and the optimizer's state likewise; those in `State` are views of it.
-
-    tensors: params and slots -> [numbers]. owner: [numbers] int64, whose number it is. spread: every number's
-    hyperparameters, made when first needed.
-    """
-
-    tensors: State
-    owner: Tensor
-    spread: State = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, state: State, slots: Collection[str]) -> "Flat | None":
-        """Replaces the tensors in `state` by views; None for large models, which gain nothing, and for mixed types."""
-        names = [name.removeprefix("params/") for name in state if name.startswith("params/")]
-        params = [state[f"params/{name}"] for name in names]
-        if sum(param[0].numel() for param in params) >= LARGE or len({param.dtype for param in params}) != 1:
-            return None
-        tensors = {
-            kind: torch.cat([state[f"{kind}/{name}"].flatten() for name in names]) for kind in ("params", *slots)
-        }
-        for kind, line in tensors.items():
-            for name, part in zip(names, line.split([param.numel() for param in params]), strict=True):
-                state[f"{kind}/{name}"] = part.view(state[f"{kind}/{name}"].shape)
-        count = len(params[0])
-        members = torch.arange(count, device=params[0].device)
-        return cls(tensors, torch.cat([members.repeat_interleave(param.numel() // count) for param in params]))
 
 
 class Population:
@@ -108,8 +74,8 @@ class Population:
         self.moments = Moments.of(self.template, loss) if not self.whole else None
         self.table: Tensor | None = None  # of `moments`, of the training set
         self._members: list[nn.Module] = []
-        self._state: State = {}
-        self.together = Together(self.template, self._full_precision(loss), Kernels(dict(self.plan.kernels)))
+        self.store: State = {}
+        self.together = Together(self.template, self.full_precision(loss), Kernels(dict(self.plan.kernels)))
         self.load_state(self._initial(members, hparams))
 
     def settings(self) -> dict[str, Any]:
@@ -129,22 +95,22 @@ class Population:
         return self.of_settings({**self.settings(), "plan": plan or self.plan})
 
     def __len__(self) -> int:
-        return len(self._state["step"])
+        return len(self.store["step"])
 
     @property
     def hparams(self) -> dict[str, Tensor]:
-        return {name: self._state[f"hparams/{name}"] for name in HPARAMS}
+        return {name: self.store[f"hparams/{name}"] for name in HPARAMS}
 
     def set_hparams(self, hparams: Mapping[str, Tensor]) -> None:
         for name in HPARAMS:
-            self._state[f"hparams/{name}"].copy_(hparams[name])
+            self.store[f"hparams/{name}"].copy_(hparams[name])
         self.drop_pending()
 
     def use(self, plan: Plan) -> None:
         """Compute by another plan from now on."""
         self.plan = plan
         self.together.kernels = Kernels(dict(plan.kernels))
-        self.load_state(self._state)
+        self.load_state(self.store)
 
     def _initial(self, members: Sequence[nn.Module], hparams: Mapping[str, Tensor]) -> State:
         state: State = {}
@@ -166,17 +132,17 @@ class Population:
 
     def state(self) -> State:
         """All that makes up the members, as copies; every tensor leads with P."""
-        return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in self._state.items()}
+        return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in self.store.items()}
 
     def view(self) -> State:
         """`state` without copies: it changes as the members do."""
-        return dict(self._state)
+        return dict(self.store)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Become the members of `state`; their number may differ from before."""
-        self._state = {name: self._laid_out(tensor) for name, tensor in state.items()}
-        self._flat = Flat.of(self._state, SLOTS[self.optimizer]) if self.plan.way != "one by one" else None
-        self._params, self._buffers = self._named("params"), self._named("buffers")
+        self.store = {name: self._laid_out(tensor) for name, tensor in state.items()}
+        self._flat = Flat.of(self.store, SLOTS[self.optimizer]) if self.plan.way != "one by one" else None
+        self.params, self.buffers = self._named("params"), self._named("buffers")
         self._members = []
         self.drop_pending()
 
@@ -187,7 +153,7 @@ class Population:
         return tensor.clone(memory_format=torch.contiguous_format)
 
     def _named(self, kind: str) -> dict[str, Tensor]:
-        return {name.removeprefix(f"{kind}/"): t for name, t in self._state.items() if name.startswith(f"{kind}/")}
+        return {name.removeprefix(f"{kind}/"): t for name, t in self.store.items() if name.startswith(f"{kind}/")}
 
     def modules(self) -> list[nn.Module]:
         """The members as modules whose tensors are views of the population's; made when first needed."""
@@ -195,16 +161,16 @@ class Population:
             member, p = copy.deepcopy(self.template), len(self._members)
             for name, tensor in member.named_parameters():
                 kind = "params" if tensor.requires_grad else "buffers"
-                tensor.data = self._state[f"{kind}/{name}"][p]
+                tensor.data = self.store[f"{kind}/{name}"][p]
             for name, _ in list(member.named_buffers()):
                 owner, _, leaf = name.rpartition(".")
-                setattr(member.get_submodule(owner), leaf, self._state[f"buffers/{name}"][p])
+                setattr(member.get_submodule(owner), leaf, self.store[f"buffers/{name}"][p])
             self._members.append(torch.compile(member) if self.compiled else member)  # type: ignore[arg-type]
         return self._members
 
     def copy(self, parents: Tensor) -> None:
         """Member i becomes a copy of member parents[i], optimizer state and hyperparameters too. parents: [Q] int64."""
-        self.load_state(take(self._state, parents))
+        self.load_state(take(self.store, parents))
 
     def advance(self, feed: Feed, position: int, count: int) -> list[Tensor]:
         """`minibatch_losses` of the `count` examples that follow `position` samples of training."""
@@ -233,232 +199,31 @@ class Population:
 
     def minibatch_losses(self, batch: Batch) -> list[Tensor]:
         """`step`, but each member's minibatch losses one by one: P tensors of shape [minibatches]."""
-        sizes = self._sizes
-        if self.plan.way == "one by one" or (self.whole and len(set(sizes)) > 1):
-            return [self._advance_one(p, size, batch) for p, size in enumerate(sizes)]
-        return self._advance_together(sizes, batch)
+        return self._steps.advance(batch)
 
     def drop_pending(self) -> None:
         """Forget the examples that did not fill a minibatch, and what was learned from them."""
-        count = len(self)
-        self._pending: list[list[Batch]] = [[] for _ in range(count)]
-        self._filled = [0] * count
-        self._sizes = [int(size) for size in self._state["hparams/batch_size"]]
-        self._weights = 1 / torch.tensor(self._sizes, dtype=torch.float64, device=self.device)
-        if self._flat:
-            self._flat.spread = {}
-        self._gradients: list[Tensor] | None = None
-        self._losses = torch.zeros(count, device=self.device)
+        self.restart()
 
-    # All members at once.
+    def restart(self) -> AllAtOnce | OneByOne:
+        """Advance by the plan as it is now, from the beginning of a minibatch."""
+        apart = self.whole and len(self.hparams["batch_size"].unique()) > 1
+        one_by_one = self.plan.way == "one by one" or apart
+        self._steps = OneByOne(self) if one_by_one else AllAtOnce(self, self._flat)
+        return self._steps
 
-    def _advance_together(self, sizes: list[int], batch: Batch) -> list[Tensor]:
-        """Passes of as many examples as all members can take before one of them has filled its minibatch."""
-        done: list[list[Tensor]] = [[] for _ in sizes]
-        offset = 0
-        if self.whole:
-            batch = Batch(*(torch.cat(parts) for parts in zip(*self._pending[0], batch, strict=True)))
-            self._pending[0] = []
-        while offset < len(batch.inputs):
-            count = min(size - filled for size, filled in zip(sizes, self._filled, strict=True))
-            rest = len(batch.inputs) - offset
-            if self.whole and rest < count:
-                self._pending[0] = [Batch(*(part[offset:] for part in batch))]
-                break
-            count = min(count, rest, count if self.whole else self.plan.slice or count)
-            try:
-                self._accumulate(Batch(*(part[offset : offset + count] for part in batch)))
-            except (MemoryError, RuntimeError) as error:
-                self._split(count, error)
-                if self.plan.way == "together":
-                    continue
-                remaining = Batch(*(part[offset:] for part in batch))
-                return [
-                    torch.cat([torch.stack(losses)] * bool(losses) + [self._advance_one(p, sizes[p], remaining)])
-                    for p, losses in enumerate(done)
-                ]
-            offset += count
-            self._filled = [filled + count for filled in self._filled]
-            due = [p for p, (size, filled) in enumerate(zip(sizes, self._filled, strict=True)) if filled == size]
-            if due:
-                losses = self._update(due, sizes)
-                for i, p in enumerate(due):
-                    done[p].append(losses[i])
-        return [torch.stack(losses) if losses else self._losses.new_empty(0) for losses in done]
-
-    def _accumulate(self, batch: Batch) -> None:
-        """Add the gradients of one pass to those of every member's unfinished minibatch."""
-        params, buffers, weights = self._params, self._buffers, self._weights
-        before = {name: buffer.clone() for name, buffer in buffers.items()} if self.whole else {}
-        found: Sequence[Tensor | None]
-        try:
-            if self.plan.way == "moments":
-                assert self.moments is not None
-                assert self.table is not None
-                sums, found = self.moments.losses_and_gradients(params, self.table, batch.inputs, weights)
-            else:
-                with self._autocast():
-                    losses, found = self.together.losses_and_gradients(params, buffers, batch, weights)
-                sums = losses.sum(1)
-        except (MemoryError, RuntimeError):
-            for name, buffer in before.items():  # running statistics, which the pass may have changed
-                buffers[name].copy_(buffer)
-            raise
-        self._losses = self._losses.to(sums.dtype) + sums * weights.to(sums)
-        grads = [g if g is not None else torch.zeros_like(p) for g, p in zip(found, params.values(), strict=True)]
-        self._unused = [name for name, grad in zip(params, found, strict=True) if grad is None]
-        if self._gradients is None:
-            self._gradients = grads
-        else:
-            # Not in place: two parameters may share one gradient, as the two biases of an LSTM do.
-            self._gradients = [a + b for a, b in zip(self._gradients, grads, strict=True)]
-
-    def _split(self, count: int, error: BaseException) -> None:
-        """After a pass over `count` examples that did not fit into memory: a plan of smaller passes, or the error."""
-        texts = ("can't allocate memory", "not enough memory", "out of memory")
-        if not isinstance(error, MemoryError) and not any(text in str(error) for text in texts):
-            raise error
-        if not self.whole and count > 1:
-            self.plan = replace(self.plan, slice=count // 2)
-        elif self.plan.way == "together":
-            self.plan = replace(self.plan, way="one by one")
-        else:
-            raise error
-        log.warning("out of memory: training goes on with %s", self.plan)
-
-    def _update(self, due: list[int], sizes: list[int]) -> Tensor:
-        """Update the members whose minibatch is full, and begin their next one; its losses, [len(due)]."""
-        assert self._gradients is not None
-        everyone = len(due) == len(sizes)
-        if everyone and self._flat and not self._unused:
-            return self._update_everyone(self._flat)
-        names = [name for name in self._params if name not in self._unused]
-        kept = [i for i, name in enumerate(self._params) if name not in self._unused]
-        hparams = {name: self._state[f"hparams/{name}"].to(self.device) for name in HPARAMS[:3]}
-        hparams["lr"] = hparams["lr"] * self.lr_scale
-        for rows in [slice(None)] if everyone else [slice(p, p + 1) for p in due]:
-            grads = [self._gradients[i][rows] for i in kept]
-            if self.clip_norm is not None:
-                grads = clipped(grads, self.clip_norm)
-            update(
-                self.optimizer,
-                [self._state[f"params/{name}"][rows] for name in names],
-                grads,
-                {slot: [self._state[f"{slot}/{name}"][rows] for name in names] for slot in SLOTS[self.optimizer]},
-                self._state["step"][rows],
-                {name: value[rows] for name, value in hparams.items()},
-            )
-        chosen = torch.tensor(due, device=self.device)
-        losses, alive = self._losses[chosen], self._state["alive"]
-        if everyone:
-            self._gradients = None
-            self._losses = torch.zeros_like(self._losses)
-        else:
-            for grad in self._gradients:
-                grad[chosen] = 0
-            self._losses[chosen] = 0
-        for p in due:
-            self._filled[p] = 0
-        losses = torch.where(alive[chosen], losses, torch.nan)
-        alive[chosen] = alive[chosen] & losses.isfinite()
-        return losses
-
-    def _update_everyone(self, flat: "Flat") -> Tensor:
-        """`_update` of all members in a few operations on all their numbers: starting them is what takes the time."""
-        assert self._gradients is not None
-        grads = self._gradients if self.clip_norm is None else clipped(self._gradients, self.clip_norm)
-        if not flat.spread:
-            hparams = {name: self._state[f"hparams/{name}"].to(self.device) for name in HPARAMS[:3]}
-            flat.spread = {name: value.to(grads[0].dtype)[flat.owner] for name, value in hparams.items()}
-        hparams = {**flat.spread, "lr": flat.spread["lr"] * self.lr_scale}
-        update(
-            self.optimizer,
-            [flat.tensors["params"]],
-            [torch.cat([grad.reshape(-1) for grad in grads])],
-            {slot: [flat.tensors[slot]] for slot in SLOTS[self.optimizer]},
-            self._state["step"][flat.owner],
-            hparams,
-        )
-        self._state["step"] += 1
-        alive = self._state["alive"]
-        losses = torch.where(alive, self._losses, torch.nan)
-        alive &= losses.isfinite()
-        self._gradients, self._losses, self._filled = None, torch.zeros_like(losses), [0] * len(self)
-        return losses
-
-    # One member after the other.
-
-    def _advance_one(self, p: int, size: int, batch: Batch) -> Tensor:
-        losses: list[Tensor] = []
-        if self._state["alive"][p]:
-            stock = Batch(*(torch.cat(parts) for parts in zip(*self._pending[p], batch, strict=True)))
-            full = len(stock.inputs) // size
-            for i in range(full):
-                here = slice(i * size, (i + 1) * size)
-                losses.append(self._update_one(p, Batch(stock.inputs[here], stock.targets[here])))
-                if not losses[-1].isfinite():
-                    self._state["alive"][p] = False
-                    break
-            rest = slice(full * size, None)
-            self._pending[p] = [Batch(stock.inputs[rest], stock.targets[rest])] if len(stock.inputs) % size else []
-        return torch.stack(losses) if losses else torch.empty(0, device=self.device)
-
-    def _update_one(self, p: int, batch: Batch) -> Tensor:
-        while True:
-            count = len(batch.inputs)
-            length = count if self.whole else min(self.plan.slice or count, count)
-            try:
-                loss, grads = self._gradients_one(p, batch, length)
-                break
-            except (MemoryError, RuntimeError) as error:
-                self._split(length, error)
-        if self.clip_norm is not None:
-            whole = clipped([grad[None] for grad in grads.values()], self.clip_norm)
-            grads = {name: grad[0] for name, grad in zip(grads, whole, strict=True)}
-        hparams = {name: float(self._state[f"hparams/{name}"][p]) for name in HPARAMS[:3]}
-        with torch.no_grad():
-            update_one(
-                self.optimizer,
-                [self._state[f"params/{name}"][p] for name in grads],
-                list(grads.values()),
-                {slot: [self._state[f"{slot}/{name}"][p] for name in grads] for slot in SLOTS[self.optimizer]},
-                self._state["step"][p],
-                **{**hparams, "lr": hparams["lr"] * self.lr_scale},
-            )
-        return loss
-
-    def _gradients_one(self, p: int, batch: Batch, length: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss of a minibatch and its gradients, in passes of `length` examples."""
-        member = self.modules()[p].train()
-        named = {name.removeprefix("_orig_mod."): t for name, t in member.named_parameters() if t.requires_grad}
-        total = torch.zeros((), device=self.device)
-        found: Sequence[Tensor | None] | None = None
-        for inputs, targets in zip(batch.inputs.split(length), batch.targets.split(length), strict=True):
-            if self.plan.channels_last and inputs.ndim == 4:
-                inputs = inputs.contiguous(memory_format=torch.channels_last)
-            with self._autocast():
-                losses = self._full_precision(self.loss)(member(inputs), targets)
-            loss = losses.sum() / len(batch.inputs)
-            grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-            found = grads if found is None else [_sum(a, b) for a, b in zip(found, grads, strict=True)]
-            total = total + loss.detach()
-        assert found is not None
-        return total, {name: grad for name, grad in zip(named, found, strict=True) if grad is not None}
-
-    def _full_precision(self, loss: PerExample) -> PerExample:
+    def full_precision(self, loss: PerExample) -> PerExample:
         return (lambda outputs, targets: loss(outputs.float(), targets)) if self.precision == "bf16" else loss
 
-    def _autocast(self):
+    def autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
-
-    # Evaluation.
 
     def predict(self, inputs: Tensor) -> list[Tensor]:
         """Outputs of every member, in evaluation mode and without gradients: P tensors [B, ...]."""
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self.autocast():
             if self.plan.way == "together":
                 length = self.plan.slice or len(inputs)
-                parts = [self.together.outputs(self._params, self._buffers, part) for part in inputs.split(length)]
+                parts = [self.together.outputs(self.params, self.buffers, part) for part in inputs.split(length)]
                 outputs = list(torch.cat(parts, 1).unbind())
             else:
                 outputs = [member.eval()(inputs) for member in self.modules()]
@@ -480,5 +245,5 @@ class Population:
         with torch.no_grad():
             for name, tensor in [*member.named_parameters(), *member.named_buffers()]:
                 kind = "params" if tensor.requires_grad else "buffers"
-                tensor.copy_(self._state[f"{kind}/{name}"][p])
+                tensor.copy_(self.store[f"{kind}/{name}"][p])
         return member.eval()
