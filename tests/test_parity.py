@@ -399,6 +399,29 @@ def test_compiled_pooling_is_max_pool2d(size):
         assert torch.equal(ours.nan_to_num(7e7), theirs.nan_to_num(7e7))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("count", [2, 5, 64, 2047, 6000])
+def test_compiled_normalization_is_batch_norm(count, threads, monkeypatch):
+    if native.kernel() is None:
+        pytest.skip("there is no C compiler")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    rng = torch.Generator().manual_seed(0)
+    x = (torch.randn((3, count), generator=rng) + torch.tensor([0.0, 50.0, -3.0])[:, None]).requires_grad_()
+    weight, bias = (torch.randn(3, generator=rng).requires_grad_() for _ in range(2))
+    factor = torch.randn((3, count), generator=rng)
+    mean, variance = native.statistics(x.detach())
+    found = native.Normalization.apply(native.kernel(), x, weight, bias, mean, variance, 1e-5)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (x, weight, bias)]
+    expected = F.batch_norm(exact[0][None], None, None, *exact[1:], True)[0]
+    assert_close(mean.double(), exact[0].mean(1), 1e-6, "mean")
+    assert_close(variance.double(), exact[0].var(1, correction=0), 1e-5, "variance")
+    assert_close(found.double(), expected, 2e-5, "values")
+    ours = torch.autograd.grad((found * factor).sum(), (x, weight, bias))
+    theirs = torch.autograd.grad((expected * factor).sum(), exact)
+    for name, own, other in zip(("input", "weight", "bias"), ours, theirs, strict=True):
+        assert_close(own.double(), other, 1e-4 if count > 2 else 1e-3, f"gradient of the {name}")
+
+
 def preferring(algorithm: str) -> Kernels:
     """Every convolution takes this algorithm where it is offered."""
     return Kernels(choose=lambda offered, _: algorithm if algorithm in offered else next(iter(offered)))

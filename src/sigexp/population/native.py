@@ -1,4 +1,4 @@
-"""Convolutions, pooling and the LSTM scan in C, compiled for this machine at their first use and kept in the cache.
+"""Layers of populations in C, compiled for this machine at their first use and kept in the cache.
 
 The compiler is `$CC`, else cc, gcc or clang. Where there is none, or anything else fails, `kernel()` gives None, says
 so once in the log, and torch does the work. SIGEXP_NATIVE=0 has the same effect.
@@ -26,7 +26,7 @@ from sigexp.machine import cache_dir
 
 log = logging.getLogger("sigexp")
 
-SOURCES = [Path(__file__).with_name(name) for name in ("convolution.c", "lstm.c", "pooling.c")]
+SOURCES = [Path(__file__).with_name(name) for name in ("convolution.c", "lstm.c", "normalization.c", "pooling.c")]
 # Not -ffast-math: NaN has to stay NaN, so that a member that diverged is seen.
 FLAGS = (
     "-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-shared",
@@ -61,6 +61,9 @@ POINTER, NUMBER = ctypes.c_void_p, ctypes.c_int64
 SIGNATURES = {
     "convolution_forward": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 4)),
     "convolution_backward": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 6)),
+    "normalization_statistics": (None, (*[NUMBER] * 3, *[POINTER] * 3)),
+    "normalization_forward": (None, (*[NUMBER] * 3, *[POINTER] * 5)),
+    "normalization_backward": (None, (*[NUMBER] * 3, *[POINTER] * 8)),
     "pooling_forward": (None, (*[NUMBER] * 3, *[POINTER] * 3)),
     "pooling_backward": (None, (*[NUMBER] * 3, *[POINTER] * 3)),
     "lstm_block": (ctypes.c_int64, ()),
@@ -221,6 +224,42 @@ class DirectConvolution(torch.autograd.Function):
         return None, dx, dw, db, None, None, None
 
 
+class Normalization(torch.autograd.Function):
+    """x [R, N] by the mean and variance of each row, then times weight and plus bias [R]; float32 on the CPU."""
+
+    @staticmethod
+    def forward(
+        ctx, library: ctypes.CDLL, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps
+    ):
+        inverse = (variance + eps).rsqrt()
+        factor, shift, out = weight * inverse, bias.contiguous(), torch.empty_like(x)
+        pointers = [tensor.data_ptr() for tensor in (x, mean, factor, shift, out)]
+        _in_threads(lambda first, last: library.normalization_forward(first, last, x.shape[1], *pointers), len(x))
+        ctx.library = library
+        ctx.save_for_backward(x, mean, inverse, factor)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *gradients: Tensor):
+        x, mean, inverse, factor = ctx.saved_tensors
+        grad, dx = gradients[0].contiguous(), torch.empty_like(x)
+        dw, db = torch.empty_like(mean), torch.empty_like(mean)
+        pointers = [tensor.data_ptr() for tensor in (x, grad, mean, inverse, factor, dx, dw, db)]
+        _in_threads(lambda first, last: ctx.library.normalization_backward(first, last, x.shape[1], *pointers), len(x))
+        return None, dx, dw, db, None, None, None
+
+
+def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance, by N, of the rows of x [R, N]."""
+    library = kernel()
+    assert library is not None
+    mean, variance = x.new_empty(len(x)), x.new_empty(len(x))
+    pointers = [tensor.data_ptr() for tensor in (x, mean, variance)]
+    _in_threads(lambda first, last: library.normalization_statistics(first, last, x.shape[1], *pointers), len(x))
+    return mean, variance
+
+
 class Pooling(torch.autograd.Function):
     """Maxima of squares of 2 x 2: [N, H, W] -> [N, H / 2, W / 2], rounded down; float32 on the CPU."""
 
@@ -244,10 +283,10 @@ class Pooling(torch.autograd.Function):
         return None, dx
 
 
-def _in_threads(work: Callable[[int, int], int], members: int) -> None:
-    """work(first, last) for runs of members, as many side by side as torch has threads."""
-    count = min(torch.get_num_threads(), members)
-    bounds = [members * i // count for i in range(count + 1)]
+def _in_threads(work: Callable[[int, int], int | None], total: int) -> None:
+    """work(first, last) for runs of `total` members or rows, as many side by side as torch has threads."""
+    count = min(torch.get_num_threads(), total)
+    bounds = [total * i // count for i in range(count + 1)]
     run = map if count == 1 else _executor(count).map
     if any(list(run(work, bounds[:-1], bounds[1:]))):
         raise MemoryError("no memory for a convolution")
@@ -255,4 +294,4 @@ def _in_threads(work: Callable[[int, int], int], members: int) -> None:
 
 @cache
 def _executor(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="convolution")
+    return ThreadPoolExecutor(threads, thread_name_prefix="layer")
