@@ -119,6 +119,7 @@ class Trained:
     calibration: Calibration
     processes: int
     peak_memory_bytes: int  # of the processes beside this one
+    references: Mapping[str, Mapping[str, float]]  # on validation data
 
 
 def train(config: Mapping[str, Any], ready: Ready, folder: Path, events: Events, allocator_tuned: bool) -> Trained:
@@ -157,7 +158,7 @@ def train(config: Mapping[str, Any], ready: Ready, folder: Path, events: Events,
                 carried.close()
     population.load_state(outcome.state)
     peak = carried.peak_memory_bytes if isinstance(carried, Shards) else 0
-    return Trained(outcome, population.member(0), feed, calibration, processes, peak)
+    return Trained(outcome, population.member(0), feed, calibration, processes, peak, valid)
 
 
 def wanted(config: Mapping[str, Any]) -> Wanted:
@@ -316,6 +317,7 @@ def summary(
             "test": dict(test),
         },
         "references": {name: dict(values) for name, values in references.items()},
+        "references_valid": {name: dict(values) for name, values in trained.references.items()},
         "claims": [],
         "versions": machine.versions(),
         "command": command,

@@ -105,6 +105,24 @@ def sequence_rows(columns: Mapping[str, Tensor]) -> bytes:
     return png(figure)
 
 
+def curves(lines: Mapping[str, Sequence[tuple[int, float]]], levels: Mapping[str, float], metric: str) -> bytes:
+    """A metric over samples of training, a line for each name, references as dashed levels with their names."""
+    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+    axis = figure.subplots()
+    for name, points in lines.items():
+        axis.plot([x for x, _ in points], [y for _, y in points], marker=".", label=name)
+    values = [y for points in lines.values() for _, y in points] + list(levels.values())
+    if min(values, default=0) > 0 and max(values) > 50 * min(values):
+        axis.set_yscale("log")
+    for name, level in levels.items():
+        axis.axhline(level, color="0.5", linewidth=0.8, linestyle="--")
+        axis.annotate(name, (1, level), xycoords=("axes fraction", "data"), xytext=(3, -2), textcoords="offset points")
+    axis.set_xlabel("member-samples")
+    axis.set_ylabel(f"{metric}, validation")
+    axis.legend(frameon=False)
+    return png(figure)
+
+
 def kernel_weights(model: nn.Module) -> tuple[str, Tensor] | None:
     """The first convolution or fully connected layer worth a picture: its name and weight."""
     for name, module in model.named_modules():

@@ -1,0 +1,230 @@
+"""The gallery: a page for every experiment, with what its claims measured, its tables, pictures and commands.
+
+`sigexp reproduce --gallery experiments` writes it from claims.json and the runs behind it. What stands above the mark
+in experiments/NAME/README.md is written by hand and stays as it is.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from sigexp import catalog
+from sigexp.problem import higher_is_better
+from sigexp.report import figures
+from sigexp.report.tables import number
+from sigexp.report.verdicts import half_interval, spelled_number
+from sigexp.track import folder as folders
+
+MARK = "<!-- measured: what follows is written by `sigexp reproduce --gallery`, what stands above is kept -->"
+WORDS = {True: "yes", False: "**no**", None: "told"}
+PICTURES = {
+    "examples": "input, target, output and references of test examples",
+    "kernels": "the first layer's kernels",
+    "response": "impulse and frequency response",
+}
+
+Document = Mapping[str, Any]
+
+
+def write(found: Document, root: Path) -> list[Path]:
+    """The pages of claims.json's experiments, and the overview of all pages there are; the files written."""
+    experiments = list(dict.fromkeys(claim["experiment"] for claim in found["claims"]))
+    pages = [page(name, found, root / name) for name in experiments]
+    return [*pages, overview(found, root)]
+
+
+def page(experiment: str, found: Document, folder: Path) -> Path:
+    """experiments/NAME/README.md and its pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    claims = [claim for claim in found["claims"] if claim["experiment"] == experiment]
+    parts = ["## Claims", claims_table(claims)]
+    for claim in claims:
+        if problems := "; ".join(claim["problems"]):
+            parts.append(f"`{claim['id']}` was not measured in full: {problems}.")
+    for name, runs in groups(claims).items():
+        parts += section(name, runs, folder)
+    parts.append(footer(found))
+    path = folder / "README.md"
+    folders.write(path, "\n\n".join([by_hand(path, experiment), MARK, *parts]) + "\n")
+    return path
+
+
+def by_hand(path: Path, experiment: str) -> str:
+    """What stands above the mark, or for a new page its title and the experiment's description."""
+    if path.is_file() and MARK in (text := path.read_text(encoding="utf-8")):
+        return text.partition(MARK)[0].rstrip()
+    return f"# {experiment}\n\n{description(experiment)}."
+
+
+def description(experiment: str) -> str:
+    return next((choice.description for choice in catalog.choices("experiment") if choice.name == experiment), "")
+
+
+def claims_table(claims: Sequence[Document]) -> str:
+    """A row for every condition of every claim."""
+    lines = ["| claim | the lecture | bound | measured | holds |", "|---|---|---|---|---|"]
+    for claim in claims:
+        for i, condition in enumerate(claim["conditions"]):
+            first = f"{claim['text'].strip()}" if i == 0 else ""
+            lecture = claim["lecture"] if i == 0 else ""
+            lines.append(f"| {first} | {lecture} | {bound(condition)} | {measured(condition)} | {holds(claim, i)} |")
+    return "\n".join(lines)
+
+
+def holds(claim: Document, condition: int) -> str:
+    return WORDS[False if claim["problems"] else claim["conditions"][condition]["holds"]]
+
+
+def bound(condition: Document) -> str:
+    metric, limit = condition["metric"], condition["bound"]
+    if limit is None:
+        return f"{metric}, told"
+    rule = condition["threshold"]
+    source = "" if rule == f"{limit:g}" else f" ({rule})"
+    return f"{metric} {condition['comparison'].replace('_', ' ')} {spelled_number(limit, metric)}{source}"
+
+
+def measured(condition: Document) -> str:
+    metric, half = condition["metric"], condition["half_interval_95"]
+    if condition["mean"] is None:
+        return "nothing"
+    around = "" if half is None else f" ± {spelled_number(half, metric)}"
+    return f"{spelled_number(condition['mean'], metric)}{around}"
+
+
+def groups(claims: Sequence[Document]) -> dict[str, list[Path]]:
+    """The finished runs of the claims by what was run: words of the command line -> a folder for each seed."""
+    found: dict[str, list[Path]] = {}
+    for claim in claims:
+        name = " ".join(f"{key}={value}" for key, value in claim["run"].items())
+        found.setdefault(name, [Path(run) for run in claim["runs"] if run])
+    return {name: runs for name, runs in found.items() if runs}
+
+
+def section(name: str, runs: Sequence[Path], folder: Path) -> list[str]:
+    """One configuration: its command, its table over the seeds, what it cost, its pictures."""
+    results = [json.loads((run / "result.json").read_text(encoding="utf-8")) for run in runs]
+    first, slug = results[0], "".join(c if c.isalnum() else "-" for c in name).strip("-").lower()
+    parts = [f"## {name}", f"```\n{first['command']}\n```", *(table(results, test_set) for test_set in sets(first))]
+    seconds = sum(result["seconds"] for result in results) / len(results)
+    parts.append(
+        f"{first['parameters']:,} parameters; {first['samples']:,} member-samples in {seconds:.0f} s a run "
+        f"(the lecture's budget: {lecture_budget(first)}); {first['device']}."
+    )
+    if "excess" in first:
+        shares = ", ".join(f"{key} {mean_of(results, 'excess', key):.2e}" for key in first["excess"])
+        parts.append(f"Distance to the best predictor known, in parts: {shares}.")
+    shown = [curves(runs, results, folder / f"{slug}-curves.png")]
+    for picture, meaning in PICTURES.items():
+        if (runs[0] / f"{picture}.png").is_file():
+            shutil.copyfile(runs[0] / f"{picture}.png", folder / f"{slug}-{picture}.png")
+            shown.append(f"![{meaning}]({slug}-{picture}.png)")
+    return [*parts, *shown]
+
+
+def lecture_budget(result: Document) -> str:
+    most = result["budget"]["lecture_max_samples"]
+    return "none" if most is None else f"{most:,}"
+
+
+def mean_of(results: Sequence[Document], *path: str) -> float:
+    values = []
+    for result in results:
+        node: Any = result
+        for part in path:
+            node = node[part]
+        values.append(float(node))
+    return sum(values) / len(values)
+
+
+def sets(result: Document) -> list[str]:
+    """The test sets of a result: '' and those whose metrics have a prefix."""
+    return list(dict.fromkeys(metric.rpartition("/")[0] for metric in result["best"]["test"]))
+
+
+def table(results: Sequence[Document], test_set: str) -> str:
+    """The learned model and every reference on one test set, means over the runs, the best first."""
+    metrics = [m for m in results[0]["best"]["test"] if m.rpartition("/")[0] == test_set]
+    rows = {f"**{results[0]['model']['name']}, learned**": [result["best"]["test"] for result in results]}
+    rows |= {name: [result["references"].get(name, {}) for result in results] for name in results[0]["references"]}
+
+    def rank(name: str) -> float:
+        values = [row[metrics[0]] for row in rows[name] if row.get(metrics[0]) is not None]
+        centre = sum(values) / len(values) if values else float("inf")
+        return -centre if values and higher_is_better(metrics[0]) else centre
+
+    title = f"test data{test_set and f', {test_set}'}, {len(results)} seeds"
+    lines = [f"| {title} | {' | '.join(m.rpartition('/')[2] for m in metrics)} |", "|---" * (len(metrics) + 1) + "|"]
+    for name in sorted(rows, key=rank):
+        lines.append(f"| {name} | {' | '.join(cell([row.get(m) for row in rows[name]], m) for m in metrics)} |")
+    return "\n".join(lines)
+
+
+def cell(values: Sequence[float | None], metric: str) -> str:
+    """Mean and half of the 95 % interval, where the runs differ."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    half = half_interval(known)
+    around = f" ± {number(half, metric)}" if half else ""
+    return number(sum(known) / len(known), metric) + around
+
+
+def curves(runs: Sequence[Path], results: Sequence[Document], path: Path) -> str:
+    """A picture of the validation metric over samples, a line for each seed, references as levels; its Markdown."""
+    metric = next(iter(results[0]["best"]["valid"].keys() - {"loss"}), "loss")
+    lines = {f"seed {result['seeds']['seed']}": progress(run) for run, result in zip(runs, results, strict=True)}
+    levels = {n: v[metric] for n, v in results[0].get("references_valid", {}).items() if v.get(metric) is not None}
+    path.write_bytes(figures.curves(lines, levels, metric))
+    return f"![{metric} on validation data while training, references as levels]({path.name})"
+
+
+def progress(run: Path) -> list[tuple[int, float]]:
+    """Samples of the whole search and the best healthy member's validation metric, round by round."""
+    rounds: dict[int, list[Document]] = {}
+    for line in (run / "rounds.jsonl").read_text(encoding="utf-8").splitlines():
+        member = json.loads(line)
+        if not member["diverged"]:
+            rounds.setdefault(member["total_samples"], []).append(member)
+    best = {samples: min(members, key=lambda m: m["valid_loss"]) for samples, members in rounds.items()}
+    return [(samples, member["valid"]) for samples, member in best.items()]
+
+
+def footer(found: Document) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    return (
+        f"Measured {date.today()} by `{found['command']}`: seeds {', '.join(map(str, found['seeds']))}, of weights and "
+        f"data; {found['machine']}; {versions}."
+    )
+
+
+def overview(found: Document, root: Path) -> Path:
+    """experiments/README.md: a line for every page, with the state of its claims."""
+    counts: dict[str, list[bool | None]] = {}
+    for claim in found["claims"]:
+        counts.setdefault(claim["experiment"], []).append(claim["holds"])
+    path = root / "README.md"
+    known = previous(path)
+    for name, states in counts.items():
+        bounded = [state for state in states if state is not None]
+        known[name] = f"{sum(map(bool, bounded))} of {len(bounded)}"
+    lines = ["| experiment | what it shows | claims that hold |", "|---|---|---|"]
+    for name in sorted(p.parent.name for p in root.glob("*/README.md")):
+        lines.append(f"| [{name}]({name}/README.md) | {description(name)} | {known.get(name, '')} |")
+    start = "# Experiments\n\nWhat each experiment shows, measured. `sigexp reproduce` runs and checks all of it."
+    text = path.read_text(encoding="utf-8").partition(MARK)[0].rstrip() if path.is_file() else start
+    folders.write(path, "\n\n".join([text, MARK, "\n".join(lines)]) + "\n")
+    return path
+
+
+def previous(path: Path) -> dict[str, str]:
+    """The counts of an overview that is there, of experiments that were not measured this time."""
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        cells = [part.strip() for part in line.strip("|").split("|")]
+        if len(cells) == 3 and cells[0].startswith("["):
+            found[cells[0][1:].partition("]")[0]] = cells[2]
+    return found
