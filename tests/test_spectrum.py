@@ -5,8 +5,16 @@ import pytest
 import scipy.signal
 import torch
 
-from sigexp.datasets.spectrum import spectrum, spectrum_power
-from sigexp.signal.spectra import band_frequencies, gabor, gabor_2d, hann, sliding_power, windowed_dft
+from sigexp.datasets.spectrum import spectrum, spectrum_energy, spectrum_power
+from sigexp.signal.spectra import (
+    band_frequencies,
+    gabor,
+    gabor_2d,
+    hann,
+    sliding_energy,
+    sliding_power,
+    windowed_dft,
+)
 
 
 @pytest.mark.parametrize("length", [16, 31, 128])
@@ -132,3 +140,31 @@ def test_an_even_window_is_refused() -> None:
         spectrum_power(taps=30)
     with pytest.raises(ValueError, match="taps=30"):
         sliding_power(np.zeros((1, 64)), bands=4, taps=30)
+
+
+def test_energy_is_a_weighted_sum_of_squares_and_the_sum_of_all_powers():
+    x = np.random.default_rng(0).standard_normal((2, 60))
+    taps = 9
+    window = np.hanning(taps + 2)[1:-1]
+    padded = np.pad(x, ((0, 0), (taps // 2, taps // 2)))
+    slow = np.zeros_like(x)
+    for t in range(60):
+        slow[:, t] = ((window * padded[:, t : t + taps]) ** 2).sum(1) * 2 / (window**2).sum()
+    found = sliding_energy(x, taps=taps)
+    np.testing.assert_allclose(found, slow, rtol=1e-5)
+    bands = 64  # more than taps, so that the powers sample the spectrum without a gap
+    power = sliding_power(x, bands=bands, taps=taps).sum(1)
+    scale = (window.sum() / 2) ** 2 / (bands * (window**2).sum() / 2)
+    np.testing.assert_allclose(power * scale, found, rtol=1e-4)
+
+
+def test_spectrum_energy_is_the_energy_of_the_same_bursts():
+    energy, power = spectrum_energy(seed=3), spectrum_power(seed=3)
+    one, other = (problem.examples("test", 0, 5) for problem in (energy, power))
+    assert torch.equal(one.inputs, other.inputs)
+    assert one.targets.shape == (5, 1, 128)
+    np.testing.assert_array_equal(one.targets[:, 0], sliding_energy(one.inputs[:, 0].numpy(), taps=31))
+    with pytest.raises(ValueError, match="taps=4"):
+        spectrum_energy(taps=4)
+    with pytest.raises(ValueError, match="taps=4"):
+        sliding_energy(np.zeros((1, 64)), taps=4)

@@ -1,6 +1,5 @@
 """sigexp from Python: `sigexp.run("bayer", model="deep")` and `sigexp.load(RUN)`."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from torch import nn
 
 from sigexp import cli, experiment, saved
 from sigexp.experiment import Run
+from sigexp.fields import override_text
 
 
 def run(name: str, **settings: Any) -> Run:
@@ -18,7 +18,7 @@ def run(name: str, **settings: Any) -> Run:
     work and `sigexp.search.rounds.Diverged` where every member diverged.
     """
     overrides = [f"experiment={name}"]
-    overrides += [f"{key.replace('__', '.')}={_text(value)}" for key, value in settings.items()]
+    overrides += [f"{key.replace('__', '.')}={override_text(value)}" for key, value in settings.items()]
     try:
         config, names = cli.compose(overrides)
     except Exception as error:
@@ -30,14 +30,3 @@ def load(folder: str | Path) -> nn.Module:
     """The best model of a run's folder, in evaluation mode."""
     cli.prepare()
     return saved.load_model(Path(folder))
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, (list, tuple)):
-        return f"[{','.join(map(_text, value))}]"
-    if isinstance(value, str) and not re.fullmatch(r"[\w./:-]+", value):
-        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-        return f"'{escaped}'"
-    return str(value).lower() if isinstance(value, bool) else str(value)

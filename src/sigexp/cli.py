@@ -14,40 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sigexp import __version__, catalog
-
-HELP = """\
-sigexp: learning in signal and image processing, configured by YAML
-
-Usage
-  sigexp experiment=bayer model=deep                   one run
-  sigexp -m experiment=bayer model=linear,deep seed=0,1,2   every combination
-  sigexp VERB ...                                      see below
-
-Verbs
-  list [experiments|datasets|models|searches] [--json]   what can be chosen
-  preview experiment=NAME [-o FILE]     a picture of inputs and targets before any training
-  board [DIR] [--port N]                TensorBoard on localhost for the runs in DIR (outputs)
-
-Settings people change most (any field of the config can be set: sigexp experiment=NAME --cfg job)
-  experiment=NAME  model=NAME           what is learned, and by what
-  search=automlp|random|fixed|lecture   how hyperparameters are found; lecture: the lecture's settings
-  search.max_samples=N                  the budget, in member-samples of the whole search
-  dataset.size=N|stream                 a fixed training set, or fresh examples for ever
-  dataset.images=photographs|cifar10|DIR   dataset.digits=synthetic|mnist|fashion_mnist|DIR
-  trainer.optimizer.name=sgd|adam|adamw  trainer.optimizer.lr=X  trainer.batch_size=N
-  footprint=N                           kernel size
-  seed=N  dataset.seed=N                initial weights and search; the data
-  device=auto|cpu|cuda  outputs=DIR
-
-Hydra's options
-  -m, --multirun        sweep over comma-separated values
-  --cfg job, --info     show the composed config
-  --config-dir DIR      further YAML files beside your own ./conf
-  --hydra-help          all of them
-
-Exit codes: 0 done, 1 internal error, 2 wrong input, 3 every member diverged, 4 disk or permission,
-130 interrupted, 143 terminated
-"""
+from sigexp.usage import HELP
 
 
 class Interrupted(KeyboardInterrupt):
@@ -83,7 +50,12 @@ def say(message: str) -> None:
 
 
 def command(words: list[str]) -> int:
-    verbs: dict[str, Callable[[list[str]], int]] = {"list": list_choices, "preview": preview, "board": board}
+    verbs: dict[str, Callable[[list[str]], int]] = {
+        "list": list_choices,
+        "preview": preview,
+        "board": board,
+        "reproduce": reproduce,
+    }
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
@@ -168,6 +140,31 @@ def board(words: list[str]) -> int:
     return showing.board(arguments.folder, arguments.port)
 
 
+def reproduce(words: list[str]) -> int:
+    """`sigexp reproduce [NAME...]`: run what claims need, and check them."""
+    parser = Parser(prog="sigexp reproduce", description="Run what the claims of conf/claims need, and check them.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="EXPERIMENT or EXPERIMENT/CLAIM; by default all")
+    parser.add_argument("--quick", action="store_true", help="smaller budgets and their own, looser bounds; one seed")
+    parser.add_argument("--seeds", type=int, metavar="N", help="seed and dataset.seed 0..N-1 (3; 1 with --quick)")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the runs and of claims.json")
+    parser.add_argument("--list", action="store_true", help="show what would be run, and stop")
+    given = parser.parse_intermixed_args(words)
+    seeds = given.seeds if given.seeds is not None else 1 if given.quick else 3
+    if seeds < 1:
+        raise SystemExitCode(f"--seeds {seeds}: expected at least 1")
+    from sigexp.report import claims, claims_file
+
+    chosen = claims_file.select(given.names, quick=given.quick)
+    if given.list:
+        print(claims.listing(chosen, seeds))
+        return 0
+    from sigexp import reproduce as reproduction
+
+    output = given.output or Path("outputs/reproduce")
+    said = shlex.join(["sigexp", "reproduce", *words])
+    return reproduction.reproduce(chosen, seeds=seeds, quick=given.quick, output=output, command=said)
+
+
 def prepare() -> None:
     """What a process of ours needs before it composes a config: the schema, and the user's modules beside ./conf."""
     from sigexp import config
@@ -250,7 +247,16 @@ def overrides_first(words: list[str], parser: argparse.ArgumentParser) -> list[s
 
 
 def one_run(config: dict[str, Any], names: Any, overrides: list[str]) -> float:
-    """One job: set up the process, run it, show the result. Returns its loss on validation data."""
+    """One job: run it and show the result. Returns its loss on validation data."""
+    done = start(config, names, overrides)
+    from sigexp.report.terminal import show_result
+
+    show_result(done.result, str(done.folder))
+    return float(done.result["best"]["valid"]["loss"])
+
+
+def start(config: dict[str, Any], names: Any, overrides: list[str]) -> Any:
+    """Set up the process for a run, and run it; what it came to is an `experiment.Run`."""
     from sigexp import config as config_module
     from sigexp import machine
 
@@ -259,12 +265,8 @@ def one_run(config: dict[str, Any], names: Any, overrides: list[str]) -> float:
     tuned = trainer["tune_allocator"] and machine.tune_allocator()
     machine.configure_torch(trainer["threads"], trainer["deterministic"])
     from sigexp import experiment
-    from sigexp.report.terminal import show_result
 
-    done = experiment.run(config, names, overrides, shlex.join(["sigexp", *overrides]), allocator_tuned=tuned)
-    show_result(done.result, str(done.folder))
-    valid = done.result["best"]["valid"]
-    return float(valid["loss"])
+    return experiment.run(config, names, overrides, shlex.join(["sigexp", *overrides]), allocator_tuned=tuned)
 
 
 def explain(error: BaseException) -> tuple[int, str]:

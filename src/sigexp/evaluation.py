@@ -12,9 +12,9 @@ CHUNK_VALUES = 8_000_000  # input values evaluated at once: 32 MB, small enough 
 
 def chunks(problem: Problem, split: Split, most: int | None = None) -> list[Tensor]:
     """Index chunks that cover a split: one example a chunk where sizes differ, else bounded by memory."""
-    size = problem.sizes[split]
-    assert size is not None, f"split {split!r} is a stream"
-    size = min(size, most) if most else size
+    bounds = [n for n in (problem.sizes[split], most) if n is not None]
+    assert bounds, f"split {split!r} is a stream: say how many of it"
+    size = min(bounds)
     if split in problem.ragged:
         return list(torch.arange(size).split(1))
     values = problem.sample(split, torch.tensor([0])).inputs.numel()
@@ -31,7 +31,6 @@ def evaluate(
     """Metrics of several predictors (inputs -> outputs, both on `device`) on one split: predictor -> metric -> value.
 
     Of a large split the first `most` examples are taken.
-
 
     Squared errors and pixel errors are weighted by the pixels of an example's frame, so that a large photograph weighs
     more; the other metrics are means over examples.

@@ -15,7 +15,7 @@ import yaml
 from torch import nn
 
 import sigexp
-from sigexp import catalog, evaluation, fitting, machine
+from sigexp import catalog, evaluation, fitting, kernels, machine
 from sigexp import config as configuration
 from sigexp.bounds import linear_bounds
 from sigexp.config import ConfigError
@@ -25,6 +25,7 @@ from sigexp.population.feed import Feed
 from sigexp.population.population import Population
 from sigexp.population.shards import Shards
 from sigexp.problem import Problem, Reference
+from sigexp.report import claims, claims_file, verdicts
 from sigexp.report.pictures import pictures
 from sigexp.report.terminal import Terminal, best_reference
 from sigexp.saved import save_model
@@ -35,6 +36,7 @@ from sigexp.track.events import Events
 
 log = logging.getLogger("sigexp")
 SCHEMA_VERSION = 1
+TRAIN_EXAMPLES = 1000  # that the best member is judged on beside the test data, to tell over-fitting from inability
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def run(
     machine.reset_peak_memory()
     ready = prepare(config, names)
     problem = ready.problem
+    stated = claims.matching(claims_file.load(names.experiment), overrides, asdict(names))
     sign = folders.signature(config, problem.source, sigexp.__version__)
     folder = folders.create(Path(config["outputs"]), names.experiment, names.model, sign)
     with folders.logging_to(folder, command), closing(Events(folder)) as events:
@@ -84,6 +87,9 @@ def run(
         judged = {**problem.references, **linear_bounds(best, problem, feed, config["footprint"])}
         test, references = judge(best, problem, judged, ready.device)
         result = summary(config, names, ready, trained, test, references, command, began)
+        result["best"]["train"] = evaluation.evaluate({"": best}, problem, "train", ready.device, TRAIN_EXAMPLES)[""]
+        result["kernels"] = kernels.measure(best)
+        result["claims"] = verdicts.of_result(stated, result)
         show(folder, events, best, problem, judged, outcome, ready.device)
         events.hparams(hparams_of(config, names), {f"test/{k}": v for k, v in test.items()}, outcome.total_samples)
         folders.write(folder / "result.json", folders.dumps(result, indent=2) + "\n")
@@ -312,6 +318,7 @@ def summary(
         "best": {
             "id": outcome.best.id,
             "round": outcome.best.round,
+            "samples": outcome.best.samples,
             "hyperparameters": outcome.best.hparams,
             "valid": {"loss": outcome.best.valid_loss, problem.headline: outcome.best.valid},
             "test": dict(test),

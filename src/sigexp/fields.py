@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import re
 import types
 from collections.abc import Iterable
 from typing import Any, Literal, Union, get_args, get_origin
@@ -57,3 +58,15 @@ def describe(annotation: Any) -> str:
         return f"a list of {describe(inner[0])}" if inner else "a list"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def override_text(value: Any) -> str:
+    """A value as a Hydra override spells it: null, true, [1,2], and quotes where characters need them."""
+    if value is None:
+        return "null"
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(override_text, value))}]"
+    if isinstance(value, str) and not re.fullmatch(r"[\w./:-]+", value):
+        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+        return f"'{escaped}'"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,5 +1,7 @@
-"""Sinusoids in noise -> their windowed spectrum, and tone bursts in noise -> their power over time and frequency."""
+"""Sinusoids in noise -> their windowed spectrum; tone bursts in noise -> their power over time and frequency, and a
+control: their energy over time, to which all frequencies contribute alike."""
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -7,7 +9,7 @@ import torch
 
 from sigexp.problem import Problem, Reference, Split, blockwise, constant, train_size
 from sigexp.signal.quality import mse
-from sigexp.signal.spectra import gabor, sliding_power, windowed_dft
+from sigexp.signal.spectra import gabor, sliding_energy, sliding_power, windowed_dft
 
 
 def spectrum(
@@ -76,9 +78,58 @@ def spectrum_power(
     samples, zeros beyond the ends, 1 for a steady sinusoid of amplitude 1 in the middle of its band; `mse_interior`
     leaves out half a window at either end.
     """
+    if bands < 1:
+        raise ValueError(f"dataset.bands={bands}: expected at least 1")
     _check(length, noise, frequency, tones=tones, amplitude=amplitude, sigma=sigma)
-    if bands < 1 or taps < 3 or taps % 2 == 0:
-        raise ValueError(f"dataset.bands={bands}, taps={taps}: expected at least 1 band and an odd window of 3 or more")
+
+    def exact(signals: np.ndarray) -> np.ndarray:
+        return sliding_power(signals[:, 0], bands=bands, taps=taps)
+
+    return _bursts(exact, seed, size, test_size, length, taps, tones, amplitude, sigma, frequency, noise)
+
+
+def spectrum_energy(
+    *,
+    seed: int = 0,
+    size: int | str = 10_000,
+    test_size: int = 1000,
+    length: int = 128,
+    taps: int = 31,
+    tones: tuple[int, int] = (1, 3),
+    amplitude: tuple[float, float] = (0.5, 1.0),
+    sigma: tuple[float, float] = (4.0, 16.0),
+    frequency: tuple[float, float] = (0.03, 0.47),
+    noise: float = 0.1,
+) -> Problem:
+    """The tone bursts of `spectrum_power` [1, T] -> their energy around every sample [1, T]: a control without reward
+    for telling frequencies apart.
+
+    The energy is that under the same window, 1 for a steady sinusoid of amplitude 1.
+    """
+    _check(length, noise, frequency, tones=tones, amplitude=amplitude, sigma=sigma)
+
+    def exact(signals: np.ndarray) -> np.ndarray:
+        return sliding_energy(signals[:, 0], taps=taps)[:, None]
+
+    return _bursts(exact, seed, size, test_size, length, taps, tones, amplitude, sigma, frequency, noise)
+
+
+def _bursts(
+    exact: Callable[[np.ndarray], np.ndarray],
+    seed: int,
+    size: int | str,
+    test_size: int,
+    length: int,
+    taps: int,
+    tones: tuple[int, int],
+    amplitude: tuple[float, float],
+    sigma: tuple[float, float],
+    frequency: tuple[float, float],
+    noise: float,
+) -> Problem:
+    """Tone bursts in noise -> what `exact` makes of them under a window of `taps`."""
+    if taps < 3 or taps % 2 == 0:
+        raise ValueError(f"dataset.taps={taps}: expected an odd number of at least 3")
     if not sigma[0] > 0:
         raise ValueError(f"dataset.sigma={list(sigma)}: expected samples, more than 0")
     time = np.arange(length)
@@ -90,9 +141,6 @@ def spectrum_power(
         bursts = height * gabor(time, mu=mu, sigma=width, frequency=rate, phase=phase)
         signals = _in_noise(bursts, rng, noise)
         return signals, exact(signals)
-
-    def exact(signals: np.ndarray) -> np.ndarray:
-        return sliding_power(signals[:, 0], bands=bands, taps=taps)
 
     sample = blockwise(draw, seed=seed, block=100)
     border = min(taps // 2, (length - 1) // 2)

@@ -4,6 +4,7 @@ Frequencies are in cycles per sample, so that 0.5 is the Nyquist frequency. Axes
 """
 
 import numpy as np
+import scipy.ndimage
 import scipy.signal
 
 
@@ -35,7 +36,7 @@ def sliding_power(x: np.ndarray, *, bands: int, taps: int) -> np.ndarray:
     """
     if taps < 3 or taps % 2 == 0:
         raise ValueError(f"taps={taps}: expected an odd number of at least 3")
-    window = scipy.signal.windows.hann(taps + 2)[1:-1]  # without the two zeros at its ends
+    window = _sliding_window(taps)
     at = np.arange(taps) - taps // 2
     kernel = window[:, None] * np.exp(-2j * np.pi * at[:, None] * band_frequencies(bands)) / (window.sum() / 2)
     filters = np.concatenate([kernel.real, kernel.imag], axis=1).astype(np.float32)
@@ -43,6 +44,24 @@ def sliding_power(x: np.ndarray, *, bands: int, taps: int) -> np.ndarray:
     parts = np.lib.stride_tricks.sliding_window_view(padded, taps, axis=1) @ filters  # [B, T, 2 F]
     power = parts[..., :bands] ** 2 + parts[..., bands:] ** 2
     return np.ascontiguousarray(power.swapaxes(1, 2))
+
+
+def sliding_energy(x: np.ndarray, *, taps: int) -> np.ndarray:
+    """Energy of [B, T] around every sample, zeros beyond the ends: [B, T] float32.
+
+    E[t] = sum_j w[j]^2 x[t + j]^2 / (sum w^2 / 2) with the window w of `sliding_power`, whose powers at all
+    frequencies add up to it (Parseval): 1 for a steady sinusoid of amplitude 1.
+    """
+    if taps < 3 or taps % 2 == 0:
+        raise ValueError(f"taps={taps}: expected an odd number of at least 3")
+    weights = _sliding_window(taps) ** 2
+    energy = scipy.ndimage.correlate1d(x.astype(np.float64) ** 2, 2 * weights / weights.sum(), axis=-1, mode="constant")
+    return energy.astype(np.float32)
+
+
+def _sliding_window(taps: int) -> np.ndarray:
+    """Hann window of `taps` samples without the two zeros at its ends."""
+    return scipy.signal.windows.hann(taps + 2)[1:-1]
 
 
 Numbers = float | np.ndarray  # a number, or an array that broadcasts

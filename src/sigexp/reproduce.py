@@ -1,0 +1,250 @@
+"""`sigexp reproduce`: run what the claims need, over several seeds, and say which of them hold.
+
+A run is done once however many claims look at it, and not again where a finished one with the same signature lies in
+the output folder, so that an interrupted reproduction goes on where it stopped. A run that fails is told and the next
+one goes on; its claims fail.
+"""
+
+import contextlib
+import gc
+import io
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import sigexp
+from sigexp import cli, evaluation, machine, saved
+from sigexp import config as configuration
+from sigexp.fields import did_you_mean
+from sigexp.problem import Problem
+from sigexp.report import verdicts
+from sigexp.report.claims import Claim, Planned, plan, words
+from sigexp.report.claims_file import ClaimError
+from sigexp.report.tables import number
+from sigexp.report.verdicts import Verdict
+from sigexp.track import folder as folders
+
+SCHEMA_VERSION = 1
+BOUNDS = frozenset({"least_squares_train", "least_squares_test"})  # references that the run itself adds to a problem's
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a configuration and a seed."""
+
+    planned: Planned
+    seed: int
+    overrides: list[str]
+    source: Mapping[str, str]  # of the data, which the run's signature needs
+    output: Path
+
+
+@dataclass
+class Done:
+    """A job's outcome: its folder and the documents its claims look at, or why there are none."""
+
+    job: Job
+    seconds: float = 0.0
+    folder: Path | None = None
+    error: str = ""
+    reused: bool = False
+    documents: dict[str, dict[str, Any]] = field(default_factory=dict)  # claim id -> what it looks at
+
+
+def reproduce(claims: Sequence[Claim], *, seeds: int, quick: bool, output: Path, command: str) -> int:
+    """Run everything, print the table, write claims.json. 0 where every claim holds, 1 where one does not.
+
+    Raises `ClaimError` (a ValueError) before the first run where a claim cannot be judged, OSError where `output`
+    cannot be written.
+    """
+    began = time.perf_counter()
+    jobs = prepare(plan(claims), seeds, output)
+    output.mkdir(parents=True, exist_ok=True)
+    done = list(run_all(jobs))
+    verdicts_ = [verdict(claim, [one for one in done if claim in one.job.planned.claims]) for claim in claims]
+    verdicts.show(verdicts_, Console(highlight=False))
+    whole = {
+        "schema_version": SCHEMA_VERSION,
+        "command": command,
+        "quick": quick,
+        "seeds": list(range(seeds)),
+        "seconds": time.perf_counter() - began,
+        "machine": machine.describe_device(machine.pick_device("auto")),
+        "versions": machine.versions(),
+        "claims": [as_dict(one, done) for one in verdicts_],
+        "runs": [run_as_dict(one) for one in done],
+    }
+    folders.write(output / "claims.json", folders.dumps(whole, indent=2) + "\n")
+    failed = sum(one.holds is False for one in verdicts_)
+    bounded = sum(one.holds is not None for one in verdicts_)
+    reused = sum(one.reused for one in done)
+    before = f", {reused} of them from before (-o DIR starts afresh)" if reused else ""
+    print(f"{bounded - failed} of {bounded} claims hold; {len(done)} runs{before}; {output / 'claims.json'}")
+    return 1 if failed else 0
+
+
+def prepare(planned: Sequence[Planned], seeds: int, output: Path) -> list[Job]:
+    """All jobs, seed by seed; every configuration is composed and its claims are checked before anything runs."""
+    checked = [check(run) for run in planned]
+    return [
+        Job(run, seed, run.overrides(seed, seeded), source, output)
+        for seed in range(seeds)
+        for run, (seeded, source) in zip(planned, checked, strict=True)
+    ]
+
+
+def check(run: Planned) -> tuple[bool, Mapping[str, str]]:
+    """Whether a configuration's data have a seed, and their source; raises `ClaimError` for what cannot be judged."""
+    try:
+        config, _ = cli.compose(run.overrides())
+        configuration.check(config)
+        problem: Problem = configuration.build(config["dataset"], what="dataset")
+        for claim in run.claims:
+            check_claim(claim, problem_elsewhere(run, claim) if claim.tested_on else problem)
+    except ClaimError:
+        raise
+    except Exception as error:
+        code, message = cli.explain(error)
+        if code != 2:
+            raise
+        raise ClaimError(f"claim {run.claims[0].name}: {message}") from None
+    return "seed" in config["dataset"], problem.source
+
+
+def problem_elsewhere(run: Planned, claim: Claim, seed: int | None = None) -> Problem:
+    """The problem whose test data a claim's `tested_on` names, with a seed where one is given."""
+    config, _ = cli.compose([*run.overrides(), *words(claim.tested_on)])
+    if seed is not None and "seed" in config["dataset"]:
+        config["dataset"]["seed"] = seed
+    problem: Problem = configuration.build(config["dataset"], what="dataset")
+    return problem
+
+
+def check_claim(claim: Claim, problem: Problem) -> None:
+    """Refuse metrics and references that the claim's problem does not have."""
+    metrics = {*problem.metrics, *(f"{s}/{m}" for s in problem.test_splits if s != "test" for m in problem.metrics)}
+    references = {*problem.references, *(() if claim.tested_on else BOUNDS)}
+    paths = [condition.metric for condition in claim.conditions]
+    paths += [c.threshold.path for c in claim.conditions if c.threshold is not None and c.threshold.path]
+    for path in paths:
+        root, *rest = path.split(".")
+        if root == "references" and rest[0] not in references:
+            raise ClaimError(f"claim {claim.name}: {path}: no such reference{did_you_mean(rest[0], references)}")
+        known = set(problem.metrics) if root == "train" else metrics
+        if root in ("test", "train", "references") and rest[-1] not in known:
+            raise ClaimError(f"claim {claim.name}: {path}: no such metric{did_you_mean(rest[-1], known)}")
+
+
+def run_all(jobs: Sequence[Job]) -> Iterator[Done]:
+    """Every job in turn, with a line before and after it on standard error."""
+    seconds: dict[str, float] = {}
+    for i, job in enumerate(jobs):
+        say(f"run {i + 1} of {len(jobs)}: {job.planned}, seed {job.seed}")
+        done = run_one(job)
+        if not done.reused:
+            seconds[str(job.planned)] = done.seconds
+        say(f"  {outcome(done)}; {remaining(jobs[i + 1 :], seconds)}")
+        yield done
+        gc.collect()
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def outcome(done: Done) -> str:
+    """A job's outcome in words."""
+    if done.error:
+        return f"failed after {done.seconds:.0f} s: {done.error}"
+    result = next(iter(done.documents.values()))
+    metric, value = next(iter(result["best"]["test"].items()))
+    took = f"reused from {done.folder}" if done.reused else f"{done.seconds:.0f} s"
+    return f"{took}, test {metric} {number(value, metric)}"
+
+
+def remaining(jobs: Sequence[Job], seconds: Mapping[str, float]) -> str:
+    """An estimate of the time left: a configuration takes what it took before, or else the mean of the others."""
+    if not jobs:
+        return "that was the last"
+    if not seconds:
+        return f"{len(jobs)} left"
+    usual = sum(seconds.values()) / len(seconds)
+    left = sum(seconds.get(str(job.planned), usual) for job in jobs)
+    return f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left"
+
+
+def run_one(job: Job) -> Done:
+    """Run a job, or find it finished, and judge its model wherever its claims want it judged."""
+    began = time.perf_counter()
+    done = Done(job)
+    try:
+        config, names = cli.compose([*job.overrides, *words({"outputs": str(job.output)})])
+        sign = folders.signature(config, job.source, sigexp.__version__)
+        done.folder = finished(job.output / names.experiment / names.model, sign)
+        done.reused = done.folder is not None
+        if done.folder is None:
+            with quiet():
+                done.folder = cli.start(config, names, job.overrides).folder
+        result = json.loads((done.folder / "result.json").read_text(encoding="utf-8"))
+        found = verdicts.document(result)
+        for claim in job.planned.claims:
+            done.documents[claim.id] = elsewhere(job, claim, done.folder, found) if claim.tested_on else found
+    except Exception as error:
+        done.error = cli.explain(error)[1].replace("\n", "; ")
+    done.seconds = time.perf_counter() - began
+    return done
+
+
+def finished(root: Path, signature: str) -> Path | None:
+    """The latest finished run of a signature in a model's folder."""
+    found = [path for path in root.glob(f"*-{signature}*") if (path / "result.json").is_file()]
+    return max(found, default=None)
+
+
+def quiet() -> contextlib.AbstractContextManager[Any]:
+    """Keeps a run's own progress to terminals, where it is a line that vanishes; run.log has it always."""
+    return contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
+
+
+def elsewhere(job: Job, claim: Claim, folder: Path, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The document of a claim whose model is judged on other test data than its run; kept in the run's folder."""
+    slug = "-".join(f"{name}-{value}" for name, value in claim.tested_on.items())
+    path = folder / f"tested-{''.join(c if c.isalnum() or c in '._-' else '_' for c in slug)}.json"
+    if not path.is_file():
+        problem = problem_elsewhere(job.planned, claim, job.seed)
+        predictors = {name: r.predict for name, r in problem.references.items() if r.predict is not None}
+        values = evaluation.evaluate_all({"": saved.load_model(folder), **predictors}, problem)
+        test = values.pop("")
+        references = {name: {**values.get(name, {}), **r.values} for name, r in problem.references.items()}
+        folders.write(path, folders.dumps({"test": test, "references": references}, indent=2) + "\n")
+    return {**found, **json.loads(path.read_text(encoding="utf-8"))}
+
+
+def verdict(claim: Claim, done: Sequence[Done]) -> Verdict:
+    """A claim judged over the runs that it looks at."""
+    return verdicts.judge(claim, [one.error or one.documents[claim.id] for one in done])
+
+
+def as_dict(judged: Verdict, done: Sequence[Done]) -> dict[str, Any]:
+    """A verdict as claims.json has it, with the folders of its runs in the order of the seeds."""
+    runs = [one for one in done if judged.claim in one.job.planned.claims]
+    return {**verdicts.as_dict(judged), "runs": [str(one.folder) if one.folder else None for one in runs]}
+
+
+def run_as_dict(done: Done) -> dict[str, Any]:
+    """A run as claims.json has it."""
+    return {
+        "command": f"sigexp {shlex.join(done.job.overrides)}",
+        "seed": done.job.seed,
+        "folder": str(done.folder) if done.folder else None,
+        "seconds": done.seconds,
+        "reused": done.reused,
+        "error": done.error or None,
+    }

@@ -1,0 +1,38 @@
+"""What `sigexp --help` says."""
+
+HELP = """\
+sigexp: learning in signal and image processing, configured by YAML
+
+Usage
+  sigexp experiment=bayer model=deep                   one run
+  sigexp -m experiment=bayer model=linear,deep seed=0,1,2   every combination
+  sigexp VERB ...                                      see below
+
+Verbs
+  list [experiments|datasets|models|searches] [--json]   what can be chosen
+  preview experiment=NAME [-o FILE]     a picture of inputs and targets before any training
+  board [DIR] [--port N]                TensorBoard on localhost for the runs in DIR (outputs)
+  reproduce [NAME...] [--quick] [--seeds N] [-o DIR] [--list]
+                                        run what the claims of conf/claims need and check them; NAME is an
+                                        EXPERIMENT or EXPERIMENT/CLAIM, by default all; --list only lists
+
+Settings people change most (any field of the config can be set: sigexp experiment=NAME --cfg job)
+  experiment=NAME  model=NAME           what is learned, and by what
+  search=automlp|random|fixed|lecture   how hyperparameters are found; lecture: the lecture's settings
+  search.max_samples=N                  the budget, in member-samples of the whole search
+  dataset.size=N|stream                 a fixed training set, or fresh examples for ever
+  dataset.images=photographs|cifar10|DIR   dataset.digits=synthetic|mnist|fashion_mnist|DIR
+  trainer.optimizer.name=sgd|adam|adamw  trainer.optimizer.lr=X  trainer.batch_size=N
+  footprint=N                           kernel size
+  seed=N  dataset.seed=N                initial weights and search; the data
+  device=auto|cpu|cuda  outputs=DIR
+
+Hydra's options
+  -m, --multirun        sweep over comma-separated values
+  --cfg job, --info     show the composed config
+  --config-dir DIR      further YAML files beside your own ./conf
+  --hydra-help          all of them
+
+Exit codes: 0 done, 1 internal error or a claim that fails, 2 wrong input, 3 every member diverged,
+4 disk or permission, 130 interrupted, 143 terminated
+"""
