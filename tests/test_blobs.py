@@ -93,6 +93,7 @@ def errors(problem, batch) -> dict[str, float]:
     return {
         name: float(problem.metrics["pixel_error"](reference.predict(batch.inputs), batch.targets).mean())
         for name, reference in problem.references.items()
+        if reference.predict
     }
 
 
@@ -102,8 +103,8 @@ def test_references_of_boundary_and_fill() -> None:
     assert errors(boundary, boundary.examples("noisy", 0, 200))["exact"] == 0
     found = errors(fill, fill.examples("test", 0, 200))
     assert found["constant"] == pytest.approx(0.3, abs=1e-3)
-    assert found["even_odd"] <= found["fill_holes"] < 0.01
-    assert found["even_odd"] < 1e-3
+    assert found["exact"] <= found["fill_holes"] < 0.01
+    assert found["exact"] < 1e-3
 
 
 def test_fill_holes_has_holes_a_margin_and_an_exact_rule() -> None:
@@ -116,8 +117,19 @@ def test_fill_holes_has_holes_a_margin_and_an_exact_rule() -> None:
     assert not masks[:, :5].any()
     assert not masks[:, :, -5:].any()
     found = errors(problem, batch)
-    assert found["even_odd"] == 0
+    assert found["exact"] == 0
     assert found["fill_holes"] > 1e-3
+
+
+@pytest.mark.parametrize("dataset", [blobs.boundary, blobs.fill])
+def test_no_affine_map_of_the_clean_targets_passes_the_noise_floor(dataset) -> None:
+    problem = dataset()
+    floor = problem.references["noise_floor"].values["noisy/mse"]
+    clean, noisy = (problem.examples(split, 100, 200).targets.double() for split in ("test", "noisy"))
+    slope, offset = np.polyfit(clean.flatten().numpy(), noisy.flatten().numpy(), 1)
+    assert float((slope * clean + offset - noisy).square().mean()) == pytest.approx(floor, rel=0.05)
+    assert float((clean - noisy).square().mean()) > 5 * floor
+    assert dataset(noise=0.0).references["noise_floor"].values["noisy/mse"] < 1e-12
 
 
 def test_smoothing_leaves_nothing_thinner_than_the_disc() -> None:

@@ -1,5 +1,6 @@
 """Colour spaces, the Bayer mosaic, classical demosaicing, and the two datasets made of them."""
 
+import colour_demosaicing
 import cv2
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from sigexp.datasets.bayer import bayer_mosaic
 from sigexp.datasets.color import rgb_to_xyz
 from sigexp.signal import color
 from sigexp.signal.bayer import BLUE, GREEN, RED, bayer_masks, mosaic, single_plane
-from sigexp.signal.demosaic import CODES, demosaic
+from sigexp.signal.demosaic import CODES, METHODS, PADDING, demosaic
 from sigexp.signal.quality import mse, psnr
 
 
@@ -134,7 +135,7 @@ def test_bilinear_is_the_mean_of_the_nearest_measured():
     np.testing.assert_allclose(found, np.stack(expected), atol=1.5 / 255)
 
 
-@pytest.mark.parametrize("method", CODES)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("shape", [(2, 2), (4, 6), (32, 32), (33, 47)])
 def test_a_plain_colour_is_restored_to_the_very_border(method, shape):
     flat = torch.tensor([51, 102, 204])[None, :, None, None].expand(2, 3, *shape) / 255
@@ -143,7 +144,7 @@ def test_a_plain_colour_is_restored_to_the_very_border(method, shape):
     torch.testing.assert_close(restored, flat, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", CODES)
+@pytest.mark.parametrize("method", METHODS)
 def test_demosaicing_loses_nothing_at_the_border(method, coffee):
     patch = coffee[:, :, 100:164, 100:164]
     error = (demosaic(mosaic(patch), method) - patch).square().mean(1)[0]
@@ -159,8 +160,23 @@ def test_demosaicing_clips_and_keeps_the_type():
     assert restored.dtype == torch.float64
     assert restored.min() >= 0
     assert restored.max() <= 1
-    with pytest.raises(ValueError, match="demosaicing method 'menon': expected one of bilinear, vng, edge_aware"):
-        demosaic(wild, "menon")
+    with pytest.raises(ValueError, match="demosaicing method 'ahd': expected one of bilinear, vng, edge_aware"):
+        demosaic(wild, "ahd")
+
+
+@pytest.mark.parametrize("method", ["malvar", "menon"])
+@pytest.mark.parametrize("shape", [(40, 44), (33, 47), (2, 4)])
+def test_malvar_and_menon_equal_those_of_colour_demosaicing(method, shape):
+    rgb = random_rgb(1, 3, *shape).double()
+    padding = ((PADDING, PADDING), (PADDING, PADDING))
+    plane = np.pad(single_plane(mosaic(rgb))[0].numpy(), padding, mode="reflect")
+    theirs = {
+        "malvar": colour_demosaicing.demosaicing_CFA_Bayer_Malvar2004,
+        "menon": colour_demosaicing.demosaicing_CFA_Bayer_Menon2007,
+    }[method]
+    expected = theirs(plane, "BGGR")[PADDING:-PADDING, PADDING:-PADDING].clip(0, 1).transpose(2, 0, 1)
+    found = demosaic(mosaic(rgb), method)[0].numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,12 @@ def test_an_experiment_runs_with_its_model(name, model, workdir):
     assert result["model"]["name"] == model
     assert result["parameters"] > 0
     assert all(value is not None and math.isfinite(value) for value in result["best"]["test"].values())
+    if result["excess"]:
+        least = min(values["mse"] for values in result["references"].values() if "mse" in values)
+        assert sum(result["excess"].values()) == pytest.approx(
+            result["best"]["test"]["mse"] - least, rel=1e-6, abs=1e-15
+        )
+    assert (done.folder / "response.png").is_file() == (result["response"] is not None)
     lines = [json.loads(line) for line in (done.folder / "rounds.jsonl").read_text().splitlines()]
     assert {"round", "id", "parent", "hparams", "samples", "train_loss", "valid_loss", "seconds"} <= set(lines[0])
     loaded = load_model(done.folder)

@@ -1,44 +1,236 @@
-"""Bounds that a problem and a model's form have in closed form."""
+"""Bounds that a problem and a model's form have in closed form, and how far a result is from them.
+
+A linear model is held against the least-squares solution of its own form and borders: `least_squares_train`, fitted to
+the training data, is what training can reach; `least_squares_test`, fitted to the test data, is what no such model can
+pass there. Any other model is held against one convolution of the experiment's footprint and, where it sees another
+window, one of that size too: `least_squares_train_21x21`.
+"""
 
 import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sigexp import evaluation
+from sigexp.layers.color import LinearizeSRGB
+from sigexp.layers.fft_conv import FFTConv2d
+from sigexp.layers.recurrence import LinearRecurrence
 from sigexp.population.feed import Feed
-from sigexp.problem import Problem, Reference
-from sigexp.signal import least_squares
+from sigexp.problem import Batch, Problem, Reference
+from sigexp.signal import least_squares, linear_map
 from sigexp.signal.quality import mse
 
 log = logging.getLogger("sigexp")
+Predictor = Callable[[Tensor], Tensor]
+CURVE_EXAMPLES, CURVE_TEST, CURVE_OUTPUTS = 5000, 250, 512  # most of each in a learning curve
 
 
-def linear_bounds(model: nn.Module, problem: Problem, feed: Feed, footprint: int) -> dict[str, Reference]:
-    """The best linear filter of the experiment's footprint, fitted in closed form to the same training data.
+@dataclass(frozen=True)
+class Form:
+    """A family of linear models.
 
-    A model that is one convolution is measured at its own kernel size. Only where outputs are as large as inputs,
-    under squared error, and where the fit takes seconds.
+    kernel: taps (h, w) of a zero-padded convolution; None for a weight from every input to every output.
+    separable: the kernel is one down the columns, then one along the rows. front: what is done to inputs first.
     """
+
+    kernel: tuple[int, ...] | None
+    separable: bool = False
+    front: nn.Module = field(default_factory=nn.Identity)
+
+
+def form_of(model: nn.Module) -> Form | None:
+    """The linear family of which a model can be any member; None where it is not seen to have one."""
+    chain = [module for module in _chain(model) if not isinstance(module, nn.Identity)]
+    front: nn.Module = nn.Identity()
+    if chain and isinstance(chain[0], LinearizeSRGB):
+        front, chain = chain[0], chain[1:]
+    if chain and all(_same(module) for module in chain):
+        return _of_convolutions(chain, front)
+    head = [type(module) for module in chain[-3:]]
+    banks = chain[:-3]
+    wide = all(_same(m) and m.out_channels >= m.in_channels for m in banks)
+    return Form(None, front=front) if head == [nn.Flatten, nn.Linear, nn.Unflatten] and wide else None
+
+
+def _chain(module: nn.Module) -> list[nn.Module]:
+    return [m for child in module for m in _chain(child)] if type(module) is nn.Sequential else [module]
+
+
+def _same(module: nn.Module) -> bool:
+    """Whether a module is a convolution whose outputs line up with its inputs, zeros beyond the border."""
+    if type(module) not in (nn.Conv1d, nn.Conv2d, FFTConv2d) or module.padding_mode != "zeros" or module.bias is None:
+        return False
+    aligned = all(k % 2 and p == k // 2 for k, p in zip(module.kernel_size, module.padding, strict=True))
+    return aligned and {*module.stride, *module.dilation, module.groups} == {1}
+
+
+def _of_convolutions(chain: list[nn.Module], front: nn.Module) -> Form | None:
+    """One convolution; one with a matrix behind it that loses nothing; or a column filter, then a row filter."""
+    kernels = [(1, *conv.kernel_size)[-2:] for conv in chain]  # type: ignore[misc]
+    first, last = chain[0], chain[-1]
+    hidden, outputs = first.out_channels, last.out_channels
+    if len(chain) == 1:
+        return Form(kernels[0], front=front)
+    if len(chain) == 2 and kernels[1] == (1, 1):
+        enough = min(first.weight[0].numel(), outputs)  # type: ignore[union-attr, operator, index]
+        return Form(kernels[0], front=front) if hidden >= enough else None  # type: ignore[operator]
+    if len(chain) == 2 and kernels[0][1] == kernels[1][0] == 1 and hidden == outputs:
+        return Form((kernels[0][0], kernels[1][1]), separable=True, front=front)
+    return None
+
+
+def forms(model: nn.Module, problem: Problem, footprint: int, sight: tuple[int, ...] | None) -> dict[str, Form]:
+    """What a model is to be held against: suffix of the reference's name -> form, the model's own first."""
     shape, target = problem.shapes()
-    if problem.loss is not mse or feed.size is None or shape[1:] != target[1:]:
+    own = form_of(model)
+    if shape[1:] != target[1:]:
+        return {"": own or Form(None)}
+    axes = len(shape) - 1
+    linear = (1, *[footprint] * axes)[-2:] if footprint % 2 else None
+    if own is not None:
+        return {"": own, **({_suffix(linear[-axes:]): Form(linear)} if linear and own.kernel is None else {})}
+    # A recurrence forgets, but never all: where its derivative is lost in rounding says nothing of its form.
+    remembers = any(isinstance(module, (nn.RNNBase, LinearRecurrence)) for module in model.modules())
+    seen = (1, *sight)[-2:] if sight and not remembers else None
+    further = {_suffix(seen[-axes:]): Form(seen)} if seen and seen != linear else {}
+    return {**({"": Form(linear)} if linear else {}), **further}
+
+
+def _suffix(kernel: tuple[int, ...]) -> str:
+    return "_" + "x".join(str(n) for n in kernel)
+
+
+def linear_bounds(
+    model: nn.Module, problem: Problem, feed: Feed, footprint: int, sight: tuple[int, ...] | None = None
+) -> dict[str, Reference]:
+    """The least-squares references of a model: fitted to the training set, if it is no stream, and to the test set.
+
+    sight: what the model sees along each axis, in samples, if that is known and finite. Nothing where the loss is
+    not the squared error; a fit that would take more than some seconds is left out, which the log says.
+    """
+    if problem.loss is not mse:
         return {}
-    flat = len(shape) == 2
-    sides = model.kernel_size if isinstance(model, (nn.Conv1d, nn.Conv2d)) else (footprint,)
-    kernel = (1 if flat else sides[0], sides[-1])
-    if kernel[0] % 2 == 0 or kernel[1] % 2 == 0:
-        return {}
-    extent = (feed.size, shape[0], *((1, shape[1]) if flat else shape[1:]))
-    if least_squares.flops(extent, kernel) > least_squares.MOST_FLOPS:
-        log.info("no least-squares bound: %d x %d on %s is too large", *kernel, list(shape))
-        return {}
-    inputs, targets = (part.cpu() for part in feed.data())
-    if flat:
-        inputs, targets = inputs[:, :, None], targets[:, :, None]
-    weight, bias = (part.float() for part in least_squares.fit_convolution(inputs, targets, kernel))
+    found = {}
+    for suffix, form in forms(model, problem, footprint, sight).items():
+        for split in ("train", "test"):
+            if split == "train" and feed.size is None:
+                continue
+            name = f"least_squares_{split}{suffix}"
+            batches = [Batch(*(p.cpu() for p in feed.data()))] if split == "train" else _batches(problem, split)
+            predict = fit(form, batches, name)
+            if predict is not None:
+                found[name] = Reference(predict=predict)
+    return found
+
+
+def _batches(problem: Problem, split: str) -> Iterator[Batch]:
+    return (problem.sample(split, index) for index in evaluation.chunks(problem, split))
+
+
+def fit(form: Form, batches: Iterable[Batch], name: str = "least squares") -> Predictor | None:
+    """The member of a family with the least squared error over all examples; None where it would take too long."""
+    return _fit_matrix(form, list(batches), name) if form.kernel is None else _fit_convolution(form, batches, name)
+
+
+def _too_large(work: float, name: str, form: Form, inputs: Tensor) -> bool:
+    if work > least_squares.MOST_FLOPS:
+        log.info("no %s: %s on inputs %s is too large", name, form.kernel or "a full matrix", list(inputs.shape))
+    return work > least_squares.MOST_FLOPS
+
+
+def _fit_matrix(form: Form, batches: list[Batch], name: str) -> Predictor | None:
+    inputs, targets = batches[0]
+    count = sum(len(batch.inputs) for batch in batches)
+    if _too_large(linear_map.matrix_flops(count, inputs[0].numel(), targets[0].numel()), name, form, inputs):
+        return None
+    given = [(form.front(batch.inputs).flatten(1), batch.targets.flatten(1)) for batch in batches]
+    weight, bias = (part.float() for part in linear_map.fit_matrix(given))
 
     def predict(x: Tensor) -> Tensor:
-        x = x[:, :, None] if flat else x
-        y = torch.nn.functional.conv2d(x, weight.to(x), bias.to(x), padding=(kernel[0] // 2, kernel[1] // 2))
-        return y[:, :, 0] if flat else y
+        return F.linear(form.front(x).flatten(1), weight.to(x), bias.to(x)).view(-1, *targets.shape[1:])
 
-    return {"least_squares_train": Reference(predict=predict)}
+    return predict
+
+
+def _fit_convolution(form: Form, batches: Iterable[Batch], name: str) -> Predictor | None:
+    assert form.kernel is not None
+    total, work = None, 0.0
+    for batch in batches:
+        inputs, targets = (_image(part) for part in batch)
+        work += least_squares.flops(inputs.shape, form.kernel)
+        if _too_large(work, name, form, inputs):
+            return None
+        part = least_squares.sums(form.front(inputs), targets, form.kernel)
+        total = part if total is None else total + part
+    assert total is not None
+    return _convolution_predictor(form, total)
+
+
+def _image(signals: Tensor) -> Tensor:
+    """Sequences [B, C, T] as images one pixel high."""
+    return signals[:, :, None] if signals.ndim == 3 else signals
+
+
+def _convolution_predictor(form: Form, total: least_squares.Sums) -> Predictor:
+    if form.separable:
+        down, first, across, second = (part.float() for part in least_squares.separable(total))
+        layers = [(down, first), (across, second)]
+    else:
+        weight, bias = (part.float() for part in least_squares.convolution(total))
+        layers = [(weight, bias)]
+
+    def predict(x: Tensor) -> Tensor:
+        y = _image(form.front(x))
+        for weight, bias in layers:
+            y = F.conv2d(y, weight.to(x), bias.to(x), padding=(weight.shape[2] // 2, weight.shape[3] // 2))
+        return y[:, :, 0] if x.ndim == 3 else y
+
+    return predict
+
+
+def excess(
+    model: nn.Module, problem: Problem, test: Mapping[str, float], references: Mapping[str, Mapping[str, float]]
+) -> dict[str, float] | None:
+    """A linear model's test loss over the least one known, in three parts, in the loss's unit.
+
+    approximation: the best of its family on the test data, over the best predictor known. estimation: the one fitted
+    to the training data, over that. optimisation: what was reached, over that; less than 0 where stopping early helped.
+    None where a part is not defined.
+    """
+    metric = next((name for name, function in problem.metrics.items() if function is problem.loss), None)
+    if metric is None or form_of(model) is None:
+        return None
+    known = [values[metric] for values in references.values() if metric in values]
+    train, least = (references.get(f"least_squares_{split}", {}).get(metric) for split in ("train", "test"))
+    if train is None or least is None:
+        return None
+    return {"approximation": least - min(known), "estimation": train - least, "optimisation": test[metric] - train}
+
+
+def passing(
+    model: nn.Module, problem: Problem, feed: Feed, references: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any] | None:
+    """With how many training examples a full matrix passes one convolution fitted to all of them, in closed form.
+
+    The learning curve of the matrix on (some of) the test data: numbers of examples and test MSE; the convolution's;
+    and the first number from which the matrix is better (None: not with those there are). None for other models.
+    """
+    form = form_of(model)
+    linear = [values["mse"] for name, values in references.items() if name.startswith("least_squares_train_")]
+    if form is None or form.kernel is not None or not linear or feed.size is None or "test" in problem.ragged:
+        return None
+    data = feed.data()
+    count = min(feed.size, data.inputs[0].numel() + 2, CURVE_EXAMPLES)
+    test = problem.examples("test", 0, min(problem.sizes["test"] or 0, CURVE_TEST))
+    outputs = data.targets[0].numel()
+    step = next(n for n in range(max(1, outputs // CURVE_OUTPUTS), outputs + 1) if n == 1 or outputs % n)
+    x, t = (form.front(part.cpu()).flatten(1) for part in (data.inputs[:count], test.inputs))
+    y, expected = (part.cpu().flatten(1)[:, ::step] for part in (data.targets[:count], test.targets))
+    examples, errors = linear_map.learning_curve(x, y, t, expected)
+    better = [error < linear[0] for error in errors]
+    last = next((i for i in reversed(range(len(better))) if not better[i]), -1) + 1
+    first = examples[last] if last < len(examples) else None
+    return {"examples": examples, "mse": errors, "linear_mse": linear[0], "passes_linear_at": first}

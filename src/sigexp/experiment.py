@@ -17,7 +17,7 @@ from torch import nn
 import sigexp
 from sigexp import catalog, evaluation, fitting, kernels, machine
 from sigexp import config as configuration
-from sigexp.bounds import linear_bounds
+from sigexp.bounds import excess, linear_bounds, passing
 from sigexp.config import ConfigError
 from sigexp.names import Names
 from sigexp.population.calibrate import Calibration, Wanted, calibrate
@@ -25,12 +25,13 @@ from sigexp.population.feed import Feed
 from sigexp.population.population import Population
 from sigexp.population.shards import Shards
 from sigexp.problem import Problem, Reference
-from sigexp.report import claims, claims_file, verdicts
+from sigexp.report import claims, claims_file, response, verdicts
 from sigexp.report.pictures import pictures
 from sigexp.report.terminal import Terminal, best_reference
 from sigexp.saved import save_model
 from sigexp.search.base import HParams
 from sigexp.search.rounds import Outcome, RoundRecord, SearchLoop
+from sigexp.signal.response import Response
 from sigexp.track import folder as folders
 from sigexp.track.events import Events
 
@@ -84,13 +85,20 @@ def run(
         trained = train(config, ready, folder, events, allocator_tuned)
         outcome, best, feed = trained.outcome, trained.best, trained.feed
         save_model(folder, best, described(config, names, ready))
-        judged = {**problem.references, **linear_bounds(best, problem, feed, config["footprint"])}
+        looks = response.measured(best, problem)
+        sight = looks.field if looks else None
+        judged = {**problem.references, **linear_bounds(best, problem, feed, config["footprint"], sight)}
         test, references = judge(best, problem, judged, ready.device)
-        result = summary(config, names, ready, trained, test, references, command, began)
+        result = {
+            **summary(config, names, ready, trained, test, references, command, began),
+            "excess": excess(best, problem, test, references),
+            "learning_curve": passing(best, problem, feed, references),
+            "response": looks.numbers() if looks else None,
+            "kernels": kernels.measure(best),
+        }
         result["best"]["train"] = evaluation.evaluate({"": best}, problem, "train", ready.device, TRAIN_EXAMPLES)[""]
-        result["kernels"] = kernels.measure(best)
         result["claims"] = verdicts.of_result(stated, result)
-        show(folder, events, best, problem, judged, outcome, ready.device)
+        show(folder, events, best, problem, judged, outcome, ready.device, looks)
         events.hparams(hparams_of(config, names), {f"test/{k}": v for k, v in test.items()}, outcome.total_samples)
         folders.write(folder / "result.json", folders.dumps(result, indent=2) + "\n")
         log.info("done: %s", folders.dumps(test))
@@ -365,9 +373,12 @@ def show(
     references: Mapping[str, Reference],
     outcome: Outcome,
     device: torch.device,
+    looks: Response | None,
 ) -> None:
-    """Pictures, in the folder and for TensorBoard: input, output, target, references; the learned kernels."""
-    for name, png in pictures(model, problem, references, device).items():
+    """Pictures, in the folder and for TensorBoard: input, output, target, references; the learned kernels; what the
+    model looks at."""
+    seen = {"response": response.picture(looks)} if looks else {}
+    for name, png in {**pictures(model, problem, references, device), **seen}.items():
         folders.write(folder / f"{name}.png", png)
         events.picture(name, png, outcome.total_samples)
     events.text("model", f"```\n{model}\n```")

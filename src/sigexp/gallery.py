@@ -114,7 +114,7 @@ def section(name: str, runs: Sequence[Path], folder: Path) -> list[str]:
         f"{first['parameters']:,} parameters; {first['samples']:,} member-samples in {seconds:.0f} s a run "
         f"(the lecture's budget: {lecture_budget(first)}); {first['device']}."
     )
-    if "excess" in first:
+    if first.get("excess"):
         shares = ", ".join(f"{key} {mean_of(results, 'excess', key):.2e}" for key in first["excess"])
         parts.append(f"Distance to the best predictor known, in parts: {shares}.")
     shown = [curves(runs, results, folder / f"{slug}-curves.png")]

@@ -9,7 +9,7 @@ from sigexp.data.images import image_source
 from sigexp.data.patches import check_patches, check_sizes, image_count, image_sample, patch_sampler
 from sigexp.problem import Problem, Reference, Split, constant, identity, train_size
 from sigexp.signal.bayer import mosaic
-from sigexp.signal.demosaic import demosaic
+from sigexp.signal.demosaic import METHODS, demosaic
 from sigexp.signal.quality import mse, psnr, ssim
 
 BORDER = 4  # pixels cut from every side before judging, as is usual for demosaicing
@@ -66,9 +66,7 @@ def bayer_mosaic(
         references={
             "identity": identity(),
             "constant": constant(sample, size),
-            "bilinear": Reference(predict=partial(demosaic, method="bilinear")),
-            "vng": Reference(predict=partial(demosaic, method="vng")),
-            "edge_aware": Reference(predict=partial(demosaic, method="edge_aware")),
+            **{method: Reference(predict=partial(demosaic, method=method)) for method in METHODS},
         },
         source=source.source,
         ragged=("test",) if source.ragged else (),

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from sigexp.data.digits import digit_source
-from sigexp.problem import Batch, Problem, Split, blockwise, constant, identity, train_size
-from sigexp.signal.gaussian import gaussian_filter
+from sigexp.problem import Batch, Problem, Reference, Sample, Split, blockwise, constant, identity, train_size
+from sigexp.signal.gaussian import gaussian_filter, gaussian_kernel
 from sigexp.signal.quality import mse, psnr, ssim
+from sigexp.signal.wiener import filter_by, kernel_spectrum, mean_power, wiener_spectrum
 
 
 def blurred_digits(
@@ -24,7 +25,8 @@ def blurred_digits(
     """Digits in 0..1, filtered by a Gaussian of `sigma` pixels (rows, columns), with white noise of deviation `noise`.
 
     Example i of a fixed set is digit i of its split; a training stream takes digits at random, with fresh noise.
-    `mse_interior` leaves out 5 pixels on every side, half of an 11x11 kernel. Raises ValueError where a field is out
+    `mse_interior` leaves out 5 pixels on every side, half of an 11x11 kernel. `wiener` knows blur and noise, and the
+    spectrum of the first 1000 training digits. Raises ValueError where a field is out
     of range, or where the source has too few digits.
     """
     widths = tuple(float(s) for s in sigma)
@@ -57,6 +59,26 @@ def blurred_digits(
         sizes=sizes,
         loss=mse,
         metrics={"psnr": psnr, "mse": mse, "mse_interior": partial(mse, border=5), "ssim": ssim},
-        references={"identity": identity(), "constant": constant(sample, size)},
+        references={
+            "identity": identity(),
+            "constant": constant(sample, size),
+            "wiener": _wiener(sample, min(1000, sizes["train"] or 1000), (widths[0], widths[1]), noise),
+        },
         source=source.source,
     )
+
+
+def _wiener(sample: Sample, examples: int, sigma: tuple[float, float], noise: float) -> Reference:
+    """The Wiener filter of the known blur and noise; the digits' spectrum is the mean over training digits."""
+    spectra: list[Tensor] = []
+    kernel = torch.from_numpy(gaussian_kernel(sigma))
+    circle = [28 + max(28, n) for n in kernel.shape]  # pixels; opposite borders do not see each other
+
+    def predict(inputs: Tensor) -> Tensor:
+        if not spectra:
+            digits = sample("train", torch.arange(examples)).targets[:, 0].double()
+            power = mean_power(digits, circle)
+            spectra.append(wiener_spectrum(kernel_spectrum(kernel, circle), power, noise**2 * digits[0].numel()))
+        return filter_by(inputs.double(), spectra[0], circle).to(inputs)
+
+    return Reference(predict=predict)

@@ -1,14 +1,18 @@
 """A digit hidden in noise -> its position map: the matched filter, learned."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
+import scipy.fft
 import torch
+from torch import Tensor
 
 from sigexp.data.digits import digit_source
 from sigexp.problem import Problem, Reference, Split, blockwise, identity, train_size
 from sigexp.signal.matched import correlate_centred
 from sigexp.signal.quality import hit_rate, position_cross_entropy
+from sigexp.signal.wiener import filter_by, kernel_spectrum, wiener_spectrum
 
 NOISE_VARIANCE = 1 / 12  # of uniform noise in 0..1
 
@@ -30,8 +34,9 @@ def hidden_digit(
     sigmoid(10 (c - 0.7 max c)) of the full correlation c: `sigexp.signal.matched.lecture_map`.
 
     `correlation` is the classical matched filter, scaled to the log-likelihood it would be in Gaussian noise of the
-    same variance. `chance` names one possible place: 9 places count as a hit. Raises ValueError where a field is out
-    of range.
+    same variance; `wiener` the linear filter whose output is nearest to the map, scaled so that it tends to
+    `correlation` as the digit fades. `chance` names one possible place: 9 places count as a hit. Raises ValueError
+    where a field is out of range.
     """
     if not 28 <= image_size <= 4096:
         raise ValueError(f"dataset.image_size={image_size}: expected pixels, 28 (the digit) .. 4096")
@@ -52,6 +57,7 @@ def hidden_digit(
         return images, maps
 
     pattern = torch.from_numpy(digit * (amplitude / NOISE_VARIANCE))
+    wiener = _wiener(torch.from_numpy(digit * np.float32(amplitude)), image_size)
     return Problem(
         kind="image",
         sample=blockwise(draw, seed=seed, block=25),
@@ -61,7 +67,19 @@ def hidden_digit(
         references={
             "identity": identity(),
             "correlation": Reference(predict=lambda x: correlate_centred(x - 0.5, pattern)),
+            "wiener": Reference(predict=wiener),
             "chance": Reference(values={"hit_rate": min(9 / places**2, 1.0), "cross_entropy": 2 * math.log(places)}),
         },
         source={**source.source, "template": str(template)},
     )
+
+
+def _wiener(template: Tensor, image_size: int) -> Callable[[Tensor], Tensor]:
+    """The Wiener filter of a map with a single 1, whose spectrum is 1, seen through the template in white noise.
+
+    Times the noise's power in an image over its variance, as logits of the place.
+    """
+    circle = (scipy.fft.next_fast_len(image_size + 28, real=True),) * 2
+    pixels = image_size**2
+    spectrum = wiener_spectrum(kernel_spectrum(template, circle), torch.ones(()), NOISE_VARIANCE * pixels) * pixels
+    return lambda images: filter_by(images - 0.5, spectrum, circle)

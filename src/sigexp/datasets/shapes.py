@@ -155,30 +155,42 @@ def _problem(
         sizes={"train": train_size(size), "valid": 1000, "test": test_size},
         loss=cross_entropy,
         metrics={"error": error, "cross_entropy": cross_entropy},
-        references={"chance": chance(2), "histogram": _histogram(sample), **(references or {})},
+        references={
+            "chance": chance(2),
+            "ink": _by_values(sample, _ink),
+            "histogram": _by_values(sample, _brightest),
+            **(references or {}),
+        },
         source={"signals": "synthetic outlines"},
         classes=2,
         labels=labels,
     )
 
 
-def _histogram(sample: Sample, examples: int = 2000) -> Reference:
-    """Least squares on the brightest pixel values and their squares: what can be told without any shape."""
+def _ink(images: torch.Tensor) -> torch.Tensor:
+    """The sum of the pixels: [B, 1]."""
+    return images.flatten(1).double().sum(1, keepdim=True)
+
+
+def _brightest(images: torch.Tensor) -> torch.Tensor:
+    """Every fourth of the 200 brightest pixel values: [B, 50]."""
+    return images.flatten(1).topk(min(200, images[0].numel())).values[:, ::4].double()
+
+
+def _by_values(sample: Sample, values: Callable[[torch.Tensor], torch.Tensor], examples: int = 2000) -> Reference:
+    """Least squares on values of an image that know nothing of shape, and on their squares."""
     fitted: list[torch.Tensor] = []
 
-    def brightest(images: torch.Tensor) -> torch.Tensor:
-        return images.flatten(1).topk(min(200, images[0].numel())).values[:, ::4].double()
-
-    def features(values: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
-        scaled = (values - mean) / deviation
+    def features(found: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
+        scaled = (found - mean) / deviation
         return torch.cat([scaled, scaled**2, torch.ones_like(scaled[:, :1])], dim=1)
 
     def fit() -> None:
         batches = [sample("train", part) for part in torch.arange(examples).split(500)]
-        values = torch.cat([brightest(batch.inputs) for batch in batches])
+        found = torch.cat([values(batch.inputs) for batch in batches])
         signs = torch.cat([batch.targets for batch in batches]).double() * 2 - 1
-        mean, deviation = values.mean(0), values.std(0) + 1e-6
-        known = features(values, mean, deviation)
+        mean, deviation = found.mean(0), found.std(0) + 1e-6
+        known = features(found, mean, deviation)
         ridge = 0.1 * torch.eye(known.shape[1], dtype=known.dtype)
         weights = torch.linalg.solve(known.T @ known + ridge, known.T @ signs)
         fitted.extend([mean, deviation, weights])
@@ -187,7 +199,7 @@ def _histogram(sample: Sample, examples: int = 2000) -> Reference:
         if not fitted:
             fit()
         mean, deviation, weights = fitted
-        score = features(brightest(images), mean, deviation) @ weights
+        score = features(values(images), mean, deviation) @ weights
         return torch.stack([-score, score], dim=1).to(images)
 
     return Reference(predict=predict)

@@ -26,11 +26,18 @@ def pictures(
     if problem.kind == "class":
         found = {"examples": decisions(learned, problem)}
     else:
-        shown = {name: r.predict for name, r in references.items() if r.predict and name not in PLAIN}
+        shown = {name: r.predict for name, r in references.items() if r.predict and worth_showing(name, references)}
         columns = details if "test" in problem.ragged else first_examples
         found = {"examples": figures.example_rows(problem, columns(problem, {"output": learned, **shown}))}
     kernels = figures.kernels(model)
     return {**found, "kernels": kernels} if kernels else found
+
+
+def worth_showing(name: str, references: Mapping[str, Reference]) -> bool:
+    """Not what shows nothing new, and of the bounds the one fitted to training data."""
+    if name.startswith("least_squares_"):
+        return name == ("least_squares_train" if "least_squares_train" in references else "least_squares_test")
+    return name not in PLAIN
 
 
 def decisions(predict: Callable[[Tensor], Tensor], problem: Problem) -> bytes:

@@ -29,12 +29,34 @@ def result_tables(result: Mapping[str, Any]) -> list[Table]:
     sets: dict[str, list[str]] = {}
     for metric in test:
         sets.setdefault(metric.rpartition("/")[0], []).append(metric)
-    return [set_table(f"{result['experiment']}: test data{name and ', ' + name}", rows, m) for name, m in sets.items()]
+    notes = {"": split_in_words(result)}
+    return [
+        set_table(f"{result['experiment']}: test data{name and ', ' + name}", rows, metrics, notes.get(name))
+        for name, metrics in sets.items()
+    ]
 
 
-def set_table(title: str, rows: Mapping[str, Mapping[str, float]], metrics: list[str]) -> Table:
-    """Predictors by metrics, the best value of each metric in bold, the learned model in green."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+def split_in_words(result: Mapping[str, Any]) -> str | None:
+    """The distance of a linear model's loss to the best known one in three parts; None where they are not known."""
+    parts: dict[str, float] | None = result.get("excess")
+    if parts is None:
+        return None
+    terms = " ".join(f"{'-' if value < 0 else '+'} {number(abs(value))} {name}" for name, value in parts.items())
+    text = f"excess loss {number(sum(parts.values()))} = {terms.removeprefix('+ ')}"
+    curve = result.get("learning_curve")
+    if curve is None:
+        return text
+    count, most = curve["passes_linear_at"], curve["examples"][-1]
+    passes = f"with {count} examples" if count else f"not with {most} examples"
+    return f"{text}\nin closed form a full matrix passes the convolution {passes}"
+
+
+def set_table(
+    title: str, rows: Mapping[str, Mapping[str, float]], metrics: list[str], note: str | None = None
+) -> Table:
+    """Predictors by metrics, the best value of each metric in bold, the learned model in green, a note below."""
+    rows = {name: values for name, values in rows.items() if any(metric in values for metric in metrics)}
+    table = Table(title=title, title_justify="left", title_style="bold", caption=note, caption_justify="left")
     table.add_column("predictor", no_wrap=True)
     for metric in metrics:
         table.add_column(metric.rpartition("/")[2], justify="right", no_wrap=True)

@@ -29,3 +29,14 @@ def gaussian_filter(images: np.ndarray, sigma: tuple[float, float] | float, bord
     down = gaussian_matrix(images.shape[-2], rows, border)
     across = gaussian_matrix(images.shape[-1], columns, border)
     return down @ (images.astype(np.float32, copy=False) @ across.T)
+
+
+def gaussian_kernel(sigma: tuple[float, float]) -> np.ndarray:
+    """The kernel of `gaussian_filter`, its middle at (h // 2, w // 2): [h, w] float64, cut off at 4 sigma."""
+
+    def taps(width: float) -> np.ndarray:
+        impulse = np.zeros(2 * int(4 * width + 0.5) + 1)
+        impulse[len(impulse) // 2] = 1
+        return scipy.ndimage.gaussian_filter1d(impulse, width, mode="constant") if width > 0 else impulse
+
+    return np.outer(taps(float(sigma[0])), taps(float(sigma[1])))

@@ -1,10 +1,15 @@
-"""The best convolution kernel in closed form: ordinary least squares with the footprint and borders of a layer.
+"""Least squares in closed form: the best convolution or separable filter for given examples.
 
-A zero-padded 'same' convolution is linear in its kernel w and bias, so the kernel that minimises the squared error
-over a set of examples solves the normal equations A^T A w = A^T y. For small frames their entries are read off the
-Gram matrix of the pixels: (A^T A)[a, b] = sum_p G[p + a, p + b] for kernel offsets a and b, which costs far less
-than forming A.
+A zero-padded 'same' convolution is linear in its kernel and bias. With phi the window around a position, the kernel of
+least squared error solves the normal equations R w = q, R = sum phi phi', q = sum phi y'. Their entries are sums over
+positions and examples: those of frames of different size add up, and a separable filter of the same window needs no
+others.
+
+Axes: N examples, C input and D output channels, H W pixels, h w taps of the kernel.
 """
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,87 +17,154 @@ import torch.nn.functional as F
 from torch import Tensor
 
 GRAM_VALUES = 4096  # largest frame, in values, whose pixel Gram matrix is formed (134 MB in float64)
-MOST_FLOPS = 5e11  # some seconds on two cores
+PRECISE_FLOPS = 6e10  # up to here products are float64, above it float32, summed in float64
+MOST_FLOPS = 1e12  # ten seconds or so on two cores
+CHUNK = 2**21  # numbers worked on at once
+ITERATIONS = 500  # of alternating least squares at most
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Normal equations, float64. Features are the window [C, h, w], then, for each of w taps, whether the column
+    under it lies inside the frame (what a bias in front of a horizontal filter is seen through), then a 1.
+
+    matrix [K, K], right [K, D], energy [] (sum of squared targets); kernel (h, w).
+    """
+
+    matrix: np.ndarray
+    right: np.ndarray
+    energy: float
+    kernel: tuple[int, int]
+
+    def __add__(self, other: "Sums") -> "Sums":
+        assert self.kernel == other.kernel
+        matrix, right = self.matrix + other.matrix, self.right + other.right
+        return replace(self, matrix=matrix, right=right, energy=self.energy + other.energy)
 
 
 def flops(inputs_shape: tuple[int, ...], kernel: tuple[int, int]) -> float:
-    """Arithmetic of `fit_convolution` on inputs [N, C, H, W]."""
-    n, c, h, w = inputs_shape
-    if c * h * w <= GRAM_VALUES:
-        return 2.0 * n * (c * h * w) ** 2
-    return 2.0 * n * h * w * (c * kernel[0] * kernel[1]) ** 2
+    """Arithmetic of `sums` on inputs [N, C, H, W]."""
+    return min(_gram_flops(inputs_shape), _line_flops(inputs_shape, kernel))
 
 
-def fit_convolution(inputs: Tensor, targets: Tensor, kernel: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Kernel [D, C, kh, kw] and bias [D] (float64) with the least squared error of inputs [N, C, H, W] to targets.
+def _gram_flops(shape: tuple[int, ...]) -> float:
+    n, values = shape[0], int(np.prod(shape[1:]))
+    return float(n) * values**2 if values <= GRAM_VALUES else np.inf
 
-    Targets are [N, D, H, W]; the kernel's sides are odd and its borders padded with zeros, as in
-    `Conv2d(C, D, kernel, padding='same')`.
+
+def _line_flops(shape: tuple[int, ...], kernel: tuple[int, int]) -> float:
+    (n, c, rows, columns), (h, w) = shape, kernel
+    return 2.0 * n * columns * (c * w) ** 2 * (rows * h + 2 * (h - 1) ** 2)
+
+
+def sums(inputs: Tensor, targets: Tensor, kernel: tuple[int, int]) -> Sums:
+    """The normal equations of inputs [N, C, H, W] and targets [N, D, H, W] for a kernel with odd sides (h, w).
+
+    The products of windows with each other come from the Gram matrix of the pixels where frames are small and kernels
+    large, else from the products of the windows' rows.
     """
-    if kernel[0] % 2 == 0 or kernel[1] % 2 == 0:
+    h, w = kernel
+    if h % 2 == 0 or w % 2 == 0:
         raise ValueError(f"kernel {kernel}: expected odd sides, which zero padding keeps centred")
-    values = inputs[0].numel()
-    normal = _normal_by_gram if values <= GRAM_VALUES else _normal_directly
-    matrix, right = normal(inputs, targets, kernel)
-    solution = np.linalg.lstsq(matrix, right, rcond=1e-12)[0]  # unobserved taps (a constant border) get 0
-    weight = torch.from_numpy(np.ascontiguousarray(solution[:-1].T)).reshape(targets.shape[1], inputs.shape[1], *kernel)
-    return weight, torch.from_numpy(solution[-1].copy())
+    c, d, columns = inputs.shape[1], targets.shape[1], inputs.shape[3]
+    dtype = torch.float64 if flops(inputs.shape, kernel) <= PRECISE_FLOPS else torch.float32
+    by_gram = _gram_flops(inputs.shape) < _line_flops(inputs.shape, kernel)
+    taps = c * h * w
+    products = _products_by_gram(inputs.to(dtype), kernel) if by_gram else np.zeros((taps, taps))
+    cross, energy = np.zeros((taps, d)), 0.0
+    sum_y = np.zeros((d, columns))
+    for x, y in _chunks(inputs, targets, kernel):
+        x, y = x.to(dtype), y.to(dtype)
+        lines = _lines(x, w)
+        cross += _cross(lines, y, kernel)
+        energy += float(y.double().square().sum())
+        sum_y += y.sum((0, 2)).double().numpy()
+        if not by_gram:
+            products += _products_by_lines(lines, kernel, c)
+    sum_x = sum(part.to(dtype).sum(0).double() for part in inputs.split(250)).numpy()
+    matrix, right = np.empty((taps + w + 1,) * 2), np.empty((taps + w + 1, d))
+    matrix[:taps, :taps], right[:taps] = products, cross
+    _add_frame(matrix, right, len(inputs), sum_x, sum_y, kernel)
+    return Sums(matrix, right, energy, kernel)
 
 
-def _normal_directly(inputs: Tensor, targets: Tensor, kernel: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Normal equations from the windows themselves, in chunks: float32 products summed in float64."""
-    features, outputs = inputs.shape[1] * kernel[0] * kernel[1] + 1, targets.shape[1]
-    matrix, right = (
-        torch.zeros(features, features, dtype=torch.float64),
-        torch.zeros(features, outputs, dtype=torch.float64),
-    )
-    pixels = inputs.shape[2] * inputs.shape[3]
-    step = max(1, 16_000_000 // (features * pixels))
-    for i in range(0, len(inputs), step):
-        windows = F.unfold(inputs[i : i + step], kernel, padding=(kernel[0] // 2, kernel[1] // 2))
-        windows = F.pad(windows, (0, 0, 0, 1), value=1.0).transpose(0, 1).flatten(1)
-        matrix += (windows @ windows.T).double()
-        right += (windows @ targets[i : i + step].transpose(0, 1).flatten(1).T).double()
-    return matrix.numpy(), right.numpy()
+def _chunks(inputs: Tensor, targets: Tensor, kernel: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some examples, or of a large frame some rows, at a time: padded inputs [n, C, r + h - 1, W + w - 1] with their
+    targets [n, D, r, W]."""
+    (_, c, rows, columns), (h, w) = inputs.shape, kernel
+    examples = max(1, CHUNK // (c * w * rows * columns))
+    strip = max(4 * h, CHUNK // (c * w * columns))
+    for x, y in zip(inputs.split(examples), targets.split(examples), strict=True):
+        padded = F.pad(x, (w // 2, w // 2, h // 2, h // 2))
+        for top in range(0, rows, strip):
+            yield padded[:, :, top : top + strip + h - 1], y[:, :, top : top + strip]
 
 
-def _normal_by_gram(inputs: Tensor, targets: Tensor, kernel: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Normal equations from the Gram matrices of pixels with pixels and of pixels with targets."""
-    (n, c, h, w), d = inputs.shape, targets.shape[1]
-    gram, cross = np.zeros((c * h * w,) * 2), np.zeros((c * h * w, d * h * w))
-    for x, y in zip(inputs.flatten(1).split(500), targets.flatten(1).split(500), strict=True):
-        gram += (x.T @ x).numpy()
-        cross += (x.T @ y).numpy()
-    gram, cross = gram.reshape(c, h, w, c, h, w), cross.reshape(c, h, w, d, h, w)
-    total_x = inputs.double().sum(0).numpy()
-    total_y = targets.double().sum(0).numpy()
-    kh, kw = kernel
-    size = c * kh * kw
-    matrix, right = np.zeros((c, kh, kw, c, kh, kw)), np.zeros((c, kh, kw, d))
-    ones = np.zeros((c, kh, kw))
-    ay, ax = np.mgrid[-(kh // 2) : kh // 2 + 1, -(kw // 2) : kw // 2 + 1]
-    for dy in range(-kh + 1, kh):
-        for dx in range(-kw + 1, kw):
-            q = _diagonal(gram, dy, dx)  # [c, c, h, w]: G[q, q + (dy, dx)], zero outside
-            for i, j in np.ndindex(kh, kw):
-                if 0 <= i + dy < kh and 0 <= j + dx < kw:
-                    # p, p + a and p + b must lie in the frame; the last two are what q's zeros take care of
-                    box = _box(ay[i, j], ax[i, j], h, w)
-                    matrix[:, i, j, :, i + dy, j + dx] = _box_sum(q, box)
-    for i, j in np.ndindex(kh, kw):
-        y, x = int(ay[i, j]), int(ax[i, j])
-        box = _box(y, x, h, w)
-        right[:, i, j] = _diagonal(cross, -y, -x)[..., box[0] : box[1], box[2] : box[3]].sum((-2, -1))
-        ones[:, i, j] = total_x[:, box[0] : box[1], box[2] : box[3]].sum((-2, -1))
-    full = np.zeros((size + 1, size + 1))
-    full[:-1, :-1] = matrix.reshape(size, size)
-    full[-1, :-1] = full[:-1, -1] = ones.ravel()
-    full[-1, -1] = n * h * w
-    return full, np.vstack([right.reshape(size, d), total_y.sum((-2, -1))[None]])
+def _lines(padded: Tensor, w: int) -> Tensor:
+    """What a single row of the kernel sees along every row of padded inputs: [C w, r + h - 1, N W]."""
+    windows = padded.unfold(3, w, 1)  # [N, C, r + h - 1, W, w]
+    n, c, rows, columns, _ = windows.shape
+    return windows.permute(1, 4, 2, 0, 3).reshape(c * w, rows, n * columns)
+
+
+def _cross(lines: Tensor, y: Tensor, kernel: tuple[int, int]) -> np.ndarray:
+    """Products of windows with targets: [C h w, D]."""
+    (h, w), d = kernel, y.shape[1]
+    rows = F.pad(y, (0, 0, h - 1, h - 1)).permute(1, 2, 0, 3).flatten(2)  # [D, r + 2 h - 2, N W]
+    shifted = torch.stack([rows[:, h - 1 - i : rows.shape[1] - i] for i in range(h)]).flatten(2)
+    found = shifted.flatten(0, 1) @ lines.flatten(1).T  # [h D, C w]
+    return found.double().view(h, d, -1, w).permute(2, 0, 3, 1).reshape(-1, d).numpy()
+
+
+def _products_by_lines(lines: Tensor, kernel: tuple[int, int], channels: int) -> np.ndarray:
+    """Products of windows with each other, [C h w, C h w], from the products of their rows.
+
+    R[i, j], of the kernel's rows i and j, sums over the rows of the image, and R[i + 1, j + 1] sums the same products
+    but for those at the two ends. So only R[0, j] are long products: h times less work than phi phi'.
+    """
+    (h, w), L, rows = kernel, len(lines), lines.shape[1] - kernel[0] + 1
+    R = lines.new_zeros(h, L, h, L, dtype=torch.float64)
+    first = lines[:, :rows].flatten(1)
+    for j in range(h):
+        R[0, :, j] = first @ lines[:, j : j + rows].flatten(1).T
+    if h > 1:
+        ends = (lines[:, at : at + h - 1].transpose(0, 1).flatten(0, 1) for at in (0, rows))
+        top, bottom = ((end @ end.T).double().view(h - 1, L, h - 1, L) for end in ends)
+        for i in range(h - 1):
+            R[i + 1, :, i + 1 :] = R[i, :, i:-1] - top[i, :, i:] + bottom[i, :, i:]
+        for i in range(1, h):
+            for j in range(i):
+                R[i, :, j] = R[j, :, i].T
+    taps = h * L
+    return R.view(h, channels, w, h, channels, w).permute(1, 0, 2, 4, 3, 5).reshape(taps, taps).numpy()
+
+
+def _products_by_gram(inputs: Tensor, kernel: tuple[int, int]) -> np.ndarray:
+    """The same from the Gram matrix G of the pixels: R[a, b] = sum_p G[p + a, p + b] for kernel offsets a and b."""
+    (_, c, rows, columns), (h, w) = inputs.shape, kernel
+    values = c * rows * columns
+    gram = np.zeros((values, values))
+    for part in inputs.flatten(1).split(1000):
+        x = part.numpy()
+        gram += x.T @ x
+    gram = gram.reshape(c, rows, columns, c, rows, columns)
+    products = np.zeros((c, h, w, c, h, w))
+    (top, bottom), (left, right) = _bounds(rows, h), _bounds(columns, w)
+    for dy in range(1 - h, h):
+        for dx in range(1 - w, w):
+            # The sum of G[q, q + (dy, dx)] over the q = p + a whose p lies in the frame, for all a at once.
+            prefix = np.zeros((c, c, rows + 1, columns + 1))
+            prefix[..., 1:, 1:] = _diagonal(gram, dy, dx).cumsum(-2).cumsum(-1)
+            i, j = np.arange(max(0, -dy), min(h, h - dy)), np.arange(max(0, -dx), min(w, w - dx))
+            lower, upper = prefix[:, :, top[i]], prefix[:, :, bottom[i]]
+            box = (upper - lower)[..., right[j]] - (upper - lower)[..., left[j]]  # [C, C, i, j]
+            y, x = np.meshgrid(i, j, indexing="ij")
+            products[:, y, x, :, y + dy, x + dx] = np.moveaxis(box, (0, 1), (2, 3))
+    return products.reshape(c * h * w, c * h * w)
 
 
 def _diagonal(gram: np.ndarray, dy: int, dx: int) -> np.ndarray:
-    """gram[c, q, d, q + (dy, dx)] for every pixel q, zero where q + (dy, dx) lies outside: [c, d, h, w]."""
+    """gram[c, q, d, q + (dy, dx)] for every pixel q, zero where q + (dy, dx) lies outside: [c, d, H, W]."""
     c, h, w, d = gram.shape[:4]
     out = np.zeros((c, d, h, w))
     rows, columns = np.arange(max(0, -dy), min(h, h - dy)), np.arange(max(0, -dx), min(w, w - dx))
@@ -103,10 +175,107 @@ def _diagonal(gram: np.ndarray, dy: int, dx: int) -> np.ndarray:
     return out
 
 
-def _box(y: int, x: int, h: int, w: int) -> tuple[int, int, int, int]:
-    """Rows and columns of the pixels q = p + (y, x) inside the frame whose p is inside it too."""
-    return max(0, y), min(h, h + y), max(0, x), min(w, w + x)
+def _bounds(length: int, taps: int) -> tuple[np.ndarray, np.ndarray]:
+    """First and last + 1 of the samples q = p + a inside the frame whose p is in it too, for every tap a: [taps]."""
+    offset = np.arange(taps) - taps // 2
+    return np.clip(offset, 0, length), np.clip(length + offset, 0, length)
 
 
-def _box_sum(images: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
-    return images[..., box[0] : box[1], box[2] : box[3]].sum((-2, -1))
+def _add_frame(
+    matrix: np.ndarray, right: np.ndarray, n: int, sum_x: np.ndarray, sum_y: np.ndarray, kernel: tuple[int, int]
+) -> None:
+    """Fill in the products of everything with the taps' insides and with the 1, from the sums of n inputs, [C, H, W],
+    and of the targets and their rows, [D, W]."""
+    (c, rows, columns), (h, w) = sum_x.shape, kernel
+    taps = c * h * w
+    prefix = np.concatenate([np.zeros((c, 1, columns)), sum_x.cumsum(1)], axis=1)
+    first, last = _bounds(rows, h)
+    seen = (prefix[:, last] - prefix[:, first]).reshape(c * h, columns)  # what each row of the kernel sees, [C h, W]
+    inside = _windows(np.full((1, columns), 1.0), w)[0]  # [W, w]
+    ones = np.concatenate([inside, np.ones((columns, 1))], axis=1)
+    matrix[:taps, taps:] = np.einsum("sxj,xk->sjk", _windows(seen, w), ones).reshape(taps, w + 1)
+    matrix[taps:, :taps] = matrix[:taps, taps:].T
+    matrix[taps:, taps:] = n * rows * (ones.T @ ones)
+    right[taps:] = ones.T @ sum_y.T
+
+
+def _windows(rows: np.ndarray, w: int) -> np.ndarray:
+    """Windows of `w` samples around each of [S, W], zeros outside: [S, W, w]."""
+    return np.lib.stride_tricks.sliding_window_view(np.pad(rows, ((0, 0), (w // 2, w // 2))), w, axis=1)
+
+
+def solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The solution of least norm of symmetric equations [K, K], [K, D]; unobserved features get 0."""
+    return np.linalg.lstsq(matrix, right, rcond=1e-12)[0]
+
+
+def convolution(equations: Sums) -> tuple[Tensor, Tensor]:
+    """Kernel [D, C, h, w] and bias [D], float64, of least squared error."""
+    (h, w), d = equations.kernel, equations.right.shape[1]
+    kept = np.r_[0 : len(equations.matrix) - w - 1, len(equations.matrix) - 1]
+    solution = solve(equations.matrix[np.ix_(kept, kept)], equations.right[kept])
+    return torch.from_numpy(solution[:-1].T.copy()).view(d, -1, h, w), torch.from_numpy(solution[-1].copy())
+
+
+def fit_convolution(inputs: Tensor, targets: Tensor, kernel: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Kernel [D, C, h, w] and bias [D] (float64) with the least squared error of inputs [N, C, H, W] to targets.
+
+    Targets are [N, D, H, W]; the kernel's sides are odd and its borders padded with zeros, as in
+    `Conv2d(C, D, kernel, padding='same')`.
+    """
+    return convolution(sums(inputs, targets, kernel))
+
+
+def separable(equations: Sums) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The best `Conv2d(C, D, (h, 1))` with the `Conv2d(D, D, (1, w))` behind it, both padded with zeros.
+
+    Weight [D, C, h, 1], bias [D], weight [D, D, 1, w], bias [D], float64. With one factor fixed the other is linear,
+    so they are fitted in turn, from the singular vectors of the best kernel without that constraint. The error falls
+    at each turn; that it ends in the least of all minima is not proved.
+    """
+    (h, w), d = equations.kernel, equations.right.shape[1]
+    S = (len(equations.matrix) - 1) // w  # C h, and the bias of the first layer
+    best = solve(equations.matrix, equations.right)[:-1].reshape(S, w * d)
+    U = np.linalg.svd(best)[0][:, :d].T
+    U = np.concatenate([U, np.zeros((d - len(U), S))])  # where there are more outputs than rows
+    least = np.inf
+    for _ in range(ITERATIONS):
+        V = _across(equations, U)
+        U, bias, error = _down(equations, V)
+        if error >= least * (1 - 1e-9):
+            break
+        least = error
+    down, across = U[:, :-1].reshape(d, -1, h, 1), V.transpose(2, 0, 1)[:, :, None]
+    return tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in (down, U[:, -1], across, bias))  # type: ignore
+
+
+def _unfolded(equations: Sums) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Products of all features but the 1, [S, w, S, w], with the 1, [S, w], and with the targets, [S, w, D]."""
+    w = equations.kernel[1]
+    matrix, right = equations.matrix, equations.right
+    S = (len(matrix) - 1) // w
+    return matrix[:-1, :-1].reshape(S, w, S, w), matrix[:-1, -1].reshape(S, w), right[:-1].reshape(S, w, -1)
+
+
+def _across(equations: Sums, U: np.ndarray) -> np.ndarray:
+    """The best filters along the rows, [E, w, D], behind the filters and biases U [E, S] down the columns."""
+    (M, ones, q), total, count = _unfolded(equations), equations.right[-1], equations.matrix[-1, -1]
+    E, w, D = len(U), M.shape[1], len(total)
+    A = np.einsum("es,sjtk,ft->ejfk", U, M, U, optimize=True).reshape(E * w, E * w)
+    edge = np.einsum("es,sj->ej", U, ones).reshape(-1, 1)
+    matrix = np.block([[A, edge], [edge.T, np.full((1, 1), count)]])
+    right = np.concatenate([np.einsum("es,sjd->ejd", U, q).reshape(-1, D), total[None]])
+    return solve(matrix, right)[:-1].reshape(E, w, D)
+
+
+def _down(equations: Sums, V: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """The best filters and biases [E, S] in front of V [E, w, D], with the last biases [D] and the squared error."""
+    (M, ones, q), total, count = _unfolded(equations), equations.right[-1], equations.matrix[-1, -1]
+    (E, _, D), S = V.shape, len(M)
+    A = np.einsum("ejd,sjtk,fkd->esft", V, M, V, optimize=True).reshape(E * S, E * S)
+    edge = np.einsum("ejd,sj->esd", V, ones).reshape(-1, D)
+    matrix = np.block([[A, edge], [edge.T, count * np.eye(D)]])
+    right = np.concatenate([np.einsum("ejd,sjd->es", V, q, optimize=True).ravel(), total])
+    solution = solve(matrix, right[:, None])[:, 0]
+    error = max(equations.energy - float(right @ solution), 0.0)
+    return solution[:-D].reshape(E, S), solution[-D:], error

@@ -82,7 +82,7 @@ def _even_odd(edge: np.ndarray) -> np.ndarray:
     framed = np.pad(edge, 1).view(np.uint8)
     regions, region = cv2.connectedComponents(1 - framed, connectivity=8)
     curves, curve = cv2.connectedComponents(framed, connectivity=4)
-    node = region + curve + (regions - 1) * framed  # 1, 2, ... the regions, then the curves
+    node = region + curve + (regions - 1) * framed.astype(region.dtype)  # 1, 2, ... the regions, then the curves
     nodes, at, pixels = node.ravel(), np.flatnonzero(framed), framed.shape[1]
     adjacent = np.zeros((regions + curves - 1,) * 2, bool)
     for neighbour in (at - pixels, at - 1, at + 1, at + pixels):

@@ -1,0 +1,120 @@
+"""What a trained model looks at, measured on validation examples, and its picture."""
+
+import copy
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from sigexp.problem import Problem
+from sigexp.report.figures import png
+from sigexp.signal.response import Response, measure
+
+VALUES = 2**16  # input values measured on, so that it takes a second or two at most
+MOST_PANELS = 9  # pairs of channels shown
+FLOOR_DB = -60.0
+
+
+def measured(model: nn.Module, problem: Problem) -> Response | None:
+    """What a model looks at; None where its outputs are no signals of its inputs' extent."""
+    shape, target = problem.shapes()
+    if problem.kind == "class" or shape[1:] != target[1:]:
+        return None
+    count = max(2, min(8, VALUES // int(np.prod(shape))))
+    inputs = problem.examples("valid", 0, min(count, problem.sizes["valid"] or count)).inputs
+    net = copy.deepcopy(model).cpu().double().eval().requires_grad_(False)
+    return measure(net, inputs.double()) if len(inputs) >= 2 else None
+
+
+def picture(response: Response) -> bytes:
+    """Sensitivity of the middle output, impulse response and frequency response of a nearly linear model, as PNG."""
+    panels = 1 if response.impulse is None else 3
+    figure = Figure(figsize=(3.6 * panels, 3.4), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    show = _show_images if response.sensitivity.ndim == 2 else _show_lines
+    show(figure, list(axes), response)
+    field = "beyond the frame" if response.field is None else "x".join(map(str, response.field))
+    figure.suptitle(
+        f"sees {field}, effective radius {response.effective_radius:.1f}; "
+        f"shift error {response.shift_error:.2g}, superposition error {response.superposition_error:.2g}"
+    )
+    return png(figure)
+
+
+def reach(response: Response) -> int:
+    """How far around the middle pictures go: what is seen, or four effective radii, and never beyond the frame."""
+    wanted = max(response.field) // 2 + 1 if response.field else int(4 * response.effective_radius) + 2
+    return max(1, min(wanted, min(response.sensitivity.shape) // 2 - 1))
+
+
+def around_middle(signals: Tensor, axes: int, far: int) -> np.ndarray:
+    """The samples at most `far` from the middle along the last `axes` axes."""
+    inner = (slice(n // 2 - far, n // 2 + far + 1) for n in signals.shape[-axes:])
+    return signals[(..., *inner)].detach().float().cpu().numpy()
+
+
+def decibels(gains: Tensor) -> np.ndarray:
+    return np.maximum(20 * np.log10(gains.float().cpu().numpy().clip(1e-12)), FLOOR_DB)
+
+
+def tiled(planes: np.ndarray) -> np.ndarray:
+    """[D, C, H, W] as one image, outputs down and inputs across, with a line of NaN between them."""
+    padded = np.pad(planes, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)
+    return np.concatenate([np.concatenate(list(row), 1) for row in padded], 0)[:-1, :-1]
+
+
+def few(planes: Tensor) -> Tensor:
+    """The first output and input channels, nine pairs at most."""
+    outputs = planes[: max(1, MOST_PANELS // min(planes.shape[1], MOST_PANELS))]
+    return outputs[:, :MOST_PANELS]
+
+
+def _show_images(figure: Figure, axes: list[Axes], response: Response) -> None:
+    far = reach(response)
+    seen = around_middle(response.sensitivity, 2, far)
+    edge = (-far - 0.5, far + 0.5)
+    shown = axes[0].imshow(seen / max(float(seen.max()), 1e-30), cmap="magma", extent=(*edge, edge[1], edge[0]))
+    axes[0].set_title("sensitivity of the middle output, of its largest")
+    figure.colorbar(shown, ax=axes[0], shrink=0.8)
+    gains = response.gains()
+    if response.impulse is None or gains is None:
+        return
+    impulse = tiled(around_middle(few(response.impulse), 2, far))
+    limit = float(np.nanmax(np.abs(impulse))) or 1.0
+    shown = axes[1].imshow(impulse, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    axes[1].set_title("impulse response" + caption(response))
+    figure.colorbar(shown, ax=axes[1], shrink=0.8)
+    one = gains.shape[0] == gains.shape[1] == 1
+    shown = axes[2].imshow(tiled(decibels(few(gains))), extent=(-0.5, 0.5, 0.5, -0.5) if one else None)
+    axes[2].set_title("gain in dB" + (", by cycles per pixel" if one else caption(response)))
+    figure.colorbar(shown, ax=axes[2], shrink=0.8)
+    for axis in axes[1:] if not one else axes[1:2]:
+        axis.set_xticks([])
+        axis.set_yticks([])
+
+
+def _show_lines(figure: Figure, axes: list[Axes], response: Response) -> None:
+    far = reach(response)
+    offset = np.arange(-far, far + 1)
+    axes[0].plot(offset, around_middle(response.sensitivity, 1, far))
+    axes[0].set_title("sensitivity of the middle output")
+    axes[0].set_xlabel("samples from it")
+    gains = response.gains()
+    if response.impulse is None or gains is None:
+        return
+    frequency = (np.arange(gains.shape[-1]) - gains.shape[-1] // 2) / gains.shape[-1]
+    impulse, heights = around_middle(few(response.impulse), 1, far), decibels(few(gains))
+    for output, channel in np.ndindex(impulse.shape[:2]):
+        axes[1].plot(offset, impulse[output, channel])
+        axes[2].plot(frequency[frequency >= 0], heights[output, channel, frequency >= 0])
+    axes[1].set_title("impulse response" + caption(response))
+    axes[1].set_xlabel("samples from the impulse")
+    axes[2].set_title("gain in dB")
+    axes[2].set_xlabel("cycles per sample")
+
+
+def caption(response: Response) -> str:
+    assert response.impulse is not None
+    outputs, inputs = response.impulse.shape[:2]
+    return "" if outputs == inputs == 1 else f", outputs by inputs ({outputs} x {inputs})"
