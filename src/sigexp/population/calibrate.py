@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import sigexp
 from sigexp import machine
+from sigexp.population import native
 from sigexp.population.feed import Feed
 from sigexp.population.moments import Moments
 from sigexp.population.optimizers import LARGE
@@ -342,6 +343,7 @@ def _key(population: Population, feed: Feed, wanted: Wanted, batch_size: int) ->
         repr(population.template), shapes, [tuple(part.shape[1:]) for part in batch], batch_size,
         population.optimizer, population.precision, population.clip_norm is not None, population.compiled, wanted,
         machine.describe_device(str(population.device)), torch.__version__, sigexp.__version__,
+        [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.[cp]*"))], native.kernel() is not None,
     )  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
 
