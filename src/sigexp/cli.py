@@ -147,6 +147,7 @@ def reproduce(words: list[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="smaller budgets and their own, looser bounds; one seed")
     parser.add_argument("--seeds", type=int, metavar="N", help="seed and dataset.seed 0..N-1 (3; 1 with --quick)")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the runs and of claims.json")
+    parser.add_argument("--gallery", type=Path, metavar="DIR", help="write a page for every experiment into DIR")
     parser.add_argument("--list", action="store_true", help="show what would be run, and stop")
     given = parser.parse_intermixed_args(words)
     seeds = given.seeds if given.seeds is not None else 1 if given.quick else 3
@@ -162,7 +163,14 @@ def reproduce(words: list[str]) -> int:
 
     output = given.output or Path("outputs/reproduce")
     said = shlex.join(["sigexp", "reproduce", *words])
-    return reproduction.reproduce(chosen, seeds=seeds, quick=given.quick, output=output, command=said)
+    code = reproduction.reproduce(chosen, seeds=seeds, quick=given.quick, output=output, command=said)
+    if given.gallery:
+        from sigexp import gallery
+
+        found = json.loads((output / "claims.json").read_text(encoding="utf-8"))
+        for path in gallery.write(found, given.gallery):
+            print(path)
+    return code
 
 
 def prepare() -> None:
