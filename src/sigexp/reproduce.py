@@ -9,6 +9,7 @@ import contextlib
 import gc
 import io
 import json
+import re
 import shlex
 import sys
 import time
@@ -32,7 +33,7 @@ from sigexp.report.verdicts import Verdict
 from sigexp.track import folder as folders
 
 SCHEMA_VERSION = 1
-BOUNDS = frozenset({"least_squares_train", "least_squares_test"})  # references that the run itself adds to a problem's
+BOUNDS = r"least_squares_(train|test)(_\d+x\d+|_\d+)?"  # references that a run adds to its problem's own
 
 
 @dataclass(frozen=True)
@@ -130,13 +131,14 @@ def problem_elsewhere(run: Planned, claim: Claim, seed: int | None = None) -> Pr
 def check_claim(claim: Claim, problem: Problem) -> None:
     """Refuse metrics and references that the claim's problem does not have."""
     metrics = {*problem.metrics, *(f"{s}/{m}" for s in problem.test_splits if s != "test" for m in problem.metrics)}
-    references = {*problem.references, *(() if claim.tested_on else BOUNDS)}
     paths = [condition.metric for condition in claim.conditions]
     paths += [c.threshold.path for c in claim.conditions if c.threshold is not None and c.threshold.path]
     for path in paths:
         root, *rest = path.split(".")
-        if root == "references" and rest[0] not in references:
-            raise ClaimError(f"claim {claim.name}: {path}: no such reference{did_you_mean(rest[0], references)}")
+        added = root == "references" and not claim.tested_on and re.fullmatch(BOUNDS, rest[0])
+        if root == "references" and rest[0] not in problem.references and not added:
+            hint = did_you_mean(rest[0], problem.references)
+            raise ClaimError(f"claim {claim.name}: {path}: no such reference{hint}")
         known = set(problem.metrics) if root == "train" else metrics
         if root in ("test", "train", "references") and rest[-1] not in known:
             raise ClaimError(f"claim {claim.name}: {path}: no such metric{did_you_mean(rest[-1], known)}")
