@@ -87,11 +87,11 @@ def run(
         judged = {**problem.references, **linear_bounds(best, problem, feed, config["footprint"])}
         test, references = judge(best, problem, judged, ready.device)
         result = summary(config, names, ready, trained, test, references, command, began)
+        show(folder, events, best, problem, judged, outcome, ready.device)
+        events.hparams(hparams_of(config, names), {f"test/{k}": v for k, v in test.items()}, outcome.total_samples)
         result["best"]["train"] = evaluation.evaluate({"": best}, problem, "train", ready.device, TRAIN_EXAMPLES)[""]
         result["kernels"] = kernels.measure(best)
         result["claims"] = verdicts.of_result(stated, result)
-        show(folder, events, best, problem, judged, outcome, ready.device)
-        events.hparams(hparams_of(config, names), {f"test/{k}": v for k, v in test.items()}, outcome.total_samples)
         folders.write(folder / "result.json", folders.dumps(result, indent=2) + "\n")
         log.info("done: %s", folders.dumps(test))
     return Run(folder, result, best)
