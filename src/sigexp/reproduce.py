@@ -85,6 +85,8 @@ def reproduce(claims: Sequence[Claim], *, seeds: int, quick: bool, output: Path,
     folders.write(output / "claims.json", folders.dumps(whole, indent=2) + "\n")
     failed = sum(one.holds is False for one in verdicts_)
     bounded = sum(one.holds is not None for one in verdicts_)
+    if quick:
+        print("--quick: small budgets and looser bounds; what a claim means is shown by its full budget alone")
     reused = sum(one.reused for one in done)
     before = f", {reused} of them from before (-o DIR starts afresh)" if reused else ""
     print(f"{bounded - failed} of {bounded} claims hold; {len(done)} runs{before}; {output / 'claims.json'}")
