@@ -17,6 +17,8 @@ from hydra.utils import get_method
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from sigexp import fitting
+from sigexp.datasets.shapes import square_rectangle
 from sigexp.models.demosaic import polyphase
 from sigexp.models.filters import (
     conv1x1,
@@ -516,3 +518,10 @@ def test_rank_filter_learns_the_median():
     error = train(model, torch.from_numpy(x)[:, None], torch.from_numpy(y)[:, None], lr=0.5, steps=60, batch=20)
     assert error < 1e-3 * mean
     assert model.logits.argmax() == 8
+
+
+def test_a_classifier_may_have_logits_beyond_the_classes():
+    problem = square_rectangle()
+    fitting.check(vgg((1, 128, 128), (2,), outputs=10), problem, "vgg")
+    with pytest.raises(ValueError, match=r"model=conv gives \[1, 128, 128\]"):
+        fitting.check(nn.Conv2d(1, 1, 1), problem, "conv")

@@ -94,12 +94,12 @@ def run(
             "excess": excess(best, problem, test, references),
             "learning_curve": passing(best, problem, feed, references),
             "response": looks.numbers() if looks else None,
-            "kernels": kernels.measure(best),
         }
-        result["best"]["train"] = evaluation.evaluate({"": best}, problem, "train", ready.device, TRAIN_EXAMPLES)[""]
-        result["claims"] = verdicts.of_result(stated, result)
         show(folder, events, best, problem, judged, outcome, ready.device, looks)
         events.hparams(hparams_of(config, names), {f"test/{k}": v for k, v in test.items()}, outcome.total_samples)
+        result["best"]["train"] = evaluation.evaluate({"": best}, problem, "train", ready.device, TRAIN_EXAMPLES)[""]
+        result["kernels"] = kernels.measure(best)
+        result["claims"] = verdicts.of_result(stated, result)
         folders.write(folder / "result.json", folders.dumps(result, indent=2) + "\n")
         log.info("done: %s", folders.dumps(test))
     return Run(folder, result, best)

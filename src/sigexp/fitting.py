@@ -33,7 +33,8 @@ def check(model: nn.Module, problem: Problem, name: str) -> None:
             raise ConfigError(
                 f"model={name} works at one size only, but the tests of this dataset are whole photographs"
             ) from error
-    if got != expected:
+    further_logits = problem.classes is not None and len(got) == 1 and got[0] > problem.classes  # the lecture has them
+    if got != expected and not further_logits:
         raise ConfigError(f"model={name} gives {got}, but the targets of this dataset are {expected}")
 
 

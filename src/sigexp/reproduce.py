@@ -9,6 +9,7 @@ import contextlib
 import gc
 import io
 import json
+import re
 import shlex
 import sys
 import time
@@ -32,7 +33,7 @@ from sigexp.report.verdicts import Verdict
 from sigexp.track import folder as folders
 
 SCHEMA_VERSION = 1
-BOUNDS = frozenset({"least_squares_train", "least_squares_test"})  # references that the run itself adds to a problem's
+BOUNDS = r"least_squares_(train|test)(_\d+x\d+|_\d+)?"  # references that a run adds to its problem's own
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ def reproduce(claims: Sequence[Claim], *, seeds: int, quick: bool, output: Path,
     folders.write(output / "claims.json", folders.dumps(whole, indent=2) + "\n")
     failed = sum(one.holds is False for one in verdicts_)
     bounded = sum(one.holds is not None for one in verdicts_)
+    if quick:
+        print("--quick: small budgets and looser bounds; what a claim means is shown by its full budget alone")
     reused = sum(one.reused for one in done)
     before = f", {reused} of them from before (-o DIR starts afresh)" if reused else ""
     print(f"{bounded - failed} of {bounded} claims hold; {len(done)} runs{before}; {output / 'claims.json'}")
@@ -130,13 +133,14 @@ def problem_elsewhere(run: Planned, claim: Claim, seed: int | None = None) -> Pr
 def check_claim(claim: Claim, problem: Problem) -> None:
     """Refuse metrics and references that the claim's problem does not have."""
     metrics = {*problem.metrics, *(f"{s}/{m}" for s in problem.test_splits if s != "test" for m in problem.metrics)}
-    references = {*problem.references, *(() if claim.tested_on else BOUNDS)}
     paths = [condition.metric for condition in claim.conditions]
     paths += [c.threshold.path for c in claim.conditions if c.threshold is not None and c.threshold.path]
     for path in paths:
         root, *rest = path.split(".")
-        if root == "references" and rest[0] not in references:
-            raise ClaimError(f"claim {claim.name}: {path}: no such reference{did_you_mean(rest[0], references)}")
+        added = root == "references" and not claim.tested_on and re.fullmatch(BOUNDS, rest[0])
+        if root == "references" and rest[0] not in problem.references and not added:
+            hint = did_you_mean(rest[0], problem.references)
+            raise ClaimError(f"claim {claim.name}: {path}: no such reference{hint}")
         known = set(problem.metrics) if root == "train" else metrics
         if root in ("test", "train", "references") and rest[-1] not in known:
             raise ClaimError(f"claim {claim.name}: {path}: no such metric{did_you_mean(rest[-1], known)}")

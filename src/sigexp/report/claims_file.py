@@ -5,7 +5,7 @@
     linear_reaches_the_closed_form:
       text: One convolution learns the filter as well as the closed form does.
       run: {model: linear, search.max_samples: 48000}  # settings beside the experiment; equal ones share their runs
-      metric: test.mse                                 # a path into result.json, see ROOTS
+      metric: test.mse                                 # in result.json; test, train: of the best member
       at_most: {reference: least_squares_train, factor: 1.02}  # or a number; or at_least; or told: true, no bound
       also: [{metric: train.mse, at_most: 1.0e-4}]     # further conditions on the same run
       tested_on: {dataset.image_size: 256}             # judge the learned model on this test data instead
@@ -31,7 +31,7 @@ from sigexp.fields import did_you_mean
 from sigexp.report.claims import Claim, Condition, Settings, Threshold
 
 COMPARISONS = ("at_most", "at_least", "told")
-ROOTS = ("test", "train", "references", "best", "kernels")  # test, train: those of the best member
+ROOTS = ("test", "train", "references", "best", "kernels", "excess", "learning_curve", "response")
 NUMBERS = ("samples", "seconds", "train_seconds", "parameters", "peak_memory_bytes", "member_samples_per_second")
 FIELDS = ("text", "run", "metric", *COMPARISONS, "also", "tested_on", "lecture", "quick")
 QUICK_FIELDS = ("run", "metric", *COMPARISONS, "also", "tested_on")

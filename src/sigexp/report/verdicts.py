@@ -182,7 +182,11 @@ def spelled_number(value: float, path: str) -> str:
         return f"{value:.1f} s"
     if name in ("gabor_residual", "gabor_share", "white_residual"):
         return f"{value:.3f}"
-    return f"{value:,.0f}" if name in ("samples", "parameters", "peak_memory_bytes") else number(value, name)
+    return (
+        f"{value:,.0f}"
+        if name in ("samples", "parameters", "peak_memory_bytes", "passes_linear_at")
+        else number(value, name)
+    )
 
 
 def show(verdicts: Sequence[Verdict], console: Console) -> None:
