@@ -50,8 +50,9 @@ def reach(response: Response) -> int:
 
 def around_middle(signals: Tensor, axes: int, far: int) -> np.ndarray:
     """The samples at most `far` from the middle along the last `axes` axes."""
-    inner = (slice(n // 2 - far, n // 2 + far + 1) for n in signals.shape[-axes:])
-    return signals[(..., *inner)].detach().float().cpu().numpy()
+    for axis in range(-axes, 0):
+        signals = signals.narrow(axis, signals.shape[axis] // 2 - far, 2 * far + 1)
+    return signals.detach().float().cpu().numpy()
 
 
 def decibels(gains: Tensor) -> np.ndarray:
