@@ -34,10 +34,11 @@ def picture(response: Response) -> bytes:
     axes = figure.subplots(1, panels, squeeze=False)[0]
     show = _show_images if response.sensitivity.ndim == 2 else _show_lines
     show(figure, list(axes), response)
-    field = "beyond the frame" if response.field is None else "x".join(map(str, response.field))
+    field = "beyond the frame" if response.field is None else f"{'x'.join(map(str, response.field))} samples"
     figure.suptitle(
-        f"sees {field}, effective radius {response.effective_radius:.1f}; "
-        f"shift error {response.shift_error:.2g}, superposition error {response.superposition_error:.2g}"
+        f"sees {field}, effective radius {response.effective_radius:.1f}"
+        + ("\n" if panels == 1 else "; ")
+        + f"shift error {response.shift_error:.2g}, superposition error {response.superposition_error:.2g}"
     )
     return png(figure)
 

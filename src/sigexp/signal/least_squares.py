@@ -106,7 +106,7 @@ def _lines(padded: Tensor, w: int) -> Tensor:
     """What a single row of the kernel sees along every row of padded inputs: [r + h - 1, C w, N W]."""
     windows = padded.unfold(3, w, 1)  # [N, C, r + h - 1, W, w]
     n, c, rows, columns, _ = windows.shape
-    return windows.permute(2, 1, 4, 0, 3).reshape(rows, c * w, n * columns)
+    return windows.permute(2, 1, 4, 0, 3).reshape(rows, c * w, n * columns).contiguous()
 
 
 def _long_products(left: Tensor, lines: Tensor, h: int) -> Tensor:
