@@ -9,7 +9,7 @@ window, one of that size too: `least_squares_train_21x21`.
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from sigexp.signal.quality import mse
 
 log = logging.getLogger("sigexp")
 Predictor = Callable[[Tensor], Tensor]
+Convolution = nn.Conv1d | nn.Conv2d
 CURVE_EXAMPLES, CURVE_TEST, CURVE_OUTPUTS = 5000, 250, 512  # most of each in a learning curve
 
 
@@ -36,7 +37,7 @@ class Form:
     separable: the kernel is one down the columns, then one along the rows. front: what is done to inputs first.
     """
 
-    kernel: tuple[int, ...] | None
+    kernel: tuple[int, int] | None
     separable: bool = False
     front: nn.Module = field(default_factory=nn.Identity)
 
@@ -47,36 +48,35 @@ def form_of(model: nn.Module) -> Form | None:
     front: nn.Module = nn.Identity()
     if chain and isinstance(chain[0], LinearizeSRGB):
         front, chain = chain[0], chain[1:]
-    if chain and all(_same(module) for module in chain):
-        return _of_convolutions(chain, front)
-    head = [type(module) for module in chain[-3:]]
-    banks = chain[:-3]
-    wide = all(_same(m) and m.out_channels >= m.in_channels for m in banks)
-    return Form(None, front=front) if head == [nn.Flatten, nn.Linear, nn.Unflatten] and wide else None
+    convolutions = [module for module in chain if _same(module)]
+    if convolutions and len(convolutions) == len(chain):
+        return _of_convolutions(convolutions, front)
+    wide = all(bank.out_channels >= bank.in_channels for bank in convolutions)
+    matrix = [type(module) for module in chain[len(convolutions) :]] == [nn.Flatten, nn.Linear, nn.Unflatten]
+    return Form(None, front=front) if matrix and wide else None
 
 
 def _chain(module: nn.Module) -> list[nn.Module]:
     return [m for child in module for m in _chain(child)] if type(module) is nn.Sequential else [module]
 
 
-def _same(module: nn.Module) -> bool:
+def _same(module: nn.Module) -> TypeGuard[Convolution]:
     """Whether a module is a convolution whose outputs line up with its inputs, zeros beyond the border."""
-    if type(module) not in (nn.Conv1d, nn.Conv2d, FFTConv2d) or module.padding_mode != "zeros" or module.bias is None:
+    if type(module) not in (nn.Conv1d, nn.Conv2d, FFTConv2d):
         return False
-    aligned = all(k % 2 and p == k // 2 for k, p in zip(module.kernel_size, module.padding, strict=True))
-    return aligned and {*module.stride, *module.dilation, module.groups} == {1}
+    assert isinstance(module, Convolution)
+    padded = module.padding_mode == "zeros" and tuple(module.padding) == tuple(k // 2 for k in module.kernel_size)
+    odd = all(k % 2 for k in module.kernel_size)
+    return padded and odd and {*module.stride, *module.dilation, module.groups} == {1} and module.bias is not None
 
 
-def _of_convolutions(chain: list[nn.Module], front: nn.Module) -> Form | None:
+def _of_convolutions(chain: list[Convolution], front: nn.Module) -> Form | None:
     """One convolution; one with a matrix behind it that loses nothing; or a column filter, then a row filter."""
-    kernels = [(1, *conv.kernel_size)[-2:] for conv in chain]  # type: ignore[misc]
-    first, last = chain[0], chain[-1]
-    hidden, outputs = first.out_channels, last.out_channels
-    if len(chain) == 1:
+    kernels = [((1, *conv.kernel_size)[-2], conv.kernel_size[-1]) for conv in chain]
+    hidden, outputs = chain[0].out_channels, chain[-1].out_channels
+    whole = hidden >= min(chain[0].weight[0].numel(), outputs)
+    if len(chain) == 1 or (len(chain) == 2 and kernels[1] == (1, 1) and whole):
         return Form(kernels[0], front=front)
-    if len(chain) == 2 and kernels[1] == (1, 1):
-        enough = min(first.weight[0].numel(), outputs)  # type: ignore[union-attr, operator, index]
-        return Form(kernels[0], front=front) if hidden >= enough else None  # type: ignore[operator]
     if len(chain) == 2 and kernels[0][1] == kernels[1][0] == 1 and hidden == outputs:
         return Form((kernels[0][0], kernels[1][1]), separable=True, front=front)
     return None
@@ -89,12 +89,12 @@ def forms(model: nn.Module, problem: Problem, footprint: int, sight: tuple[int, 
     if shape[1:] != target[1:]:
         return {"": own or Form(None)}
     axes = len(shape) - 1
-    linear = (1, *[footprint] * axes)[-2:] if footprint % 2 else None
+    linear = (1 if axes == 1 else footprint, footprint) if footprint % 2 else None
     if own is not None:
         return {"": own, **({_suffix(linear[-axes:]): Form(linear)} if linear and own.kernel is None else {})}
     # A recurrence forgets, but never all: where its derivative is lost in rounding says nothing of its form.
     remembers = any(isinstance(module, (nn.RNNBase, LinearRecurrence)) for module in model.modules())
-    seen = (1, *sight)[-2:] if sight and not remembers else None
+    seen = (1 if axes == 1 else sight[0], sight[-1]) if sight and not remembers else None
     further = {_suffix(seen[-axes:]): Form(seen)} if seen and seen != linear else {}
     return {**({"": Form(linear)} if linear else {}), **further}
 

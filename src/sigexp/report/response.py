@@ -34,10 +34,11 @@ def picture(response: Response) -> bytes:
     axes = figure.subplots(1, panels, squeeze=False)[0]
     show = _show_images if response.sensitivity.ndim == 2 else _show_lines
     show(figure, list(axes), response)
-    field = "beyond the frame" if response.field is None else "x".join(map(str, response.field))
+    field = "beyond the frame" if response.field is None else f"{'x'.join(map(str, response.field))} samples"
     figure.suptitle(
-        f"sees {field}, effective radius {response.effective_radius:.1f}; "
-        f"shift error {response.shift_error:.2g}, superposition error {response.superposition_error:.2g}"
+        f"sees {field}, effective radius {response.effective_radius:.1f}"
+        + ("\n" if panels == 1 else "; ")
+        + f"shift error {response.shift_error:.2g}, superposition error {response.superposition_error:.2g}"
     )
     return png(figure)
 
@@ -50,8 +51,9 @@ def reach(response: Response) -> int:
 
 def around_middle(signals: Tensor, axes: int, far: int) -> np.ndarray:
     """The samples at most `far` from the middle along the last `axes` axes."""
-    inner = (slice(n // 2 - far, n // 2 + far + 1) for n in signals.shape[-axes:])
-    return signals[(..., *inner)].detach().float().cpu().numpy()
+    for axis in range(-axes, 0):
+        signals = signals.narrow(axis, signals.shape[axis] // 2 - far, 2 * far + 1)
+    return signals.detach().float().cpu().numpy()
 
 
 def decibels(gains: Tensor) -> np.ndarray:

@@ -41,14 +41,13 @@ def split_in_words(result: Mapping[str, Any]) -> str | None:
     parts: dict[str, float] | None = result.get("excess")
     if parts is None:
         return None
-    terms = " ".join(f"{'-' if value < 0 else '+'} {number(abs(value))} {name}" for name, value in parts.items())
-    text = f"excess loss {number(sum(parts.values()))} = {terms.removeprefix('+ ')}"
+    lines = [f"excess loss {number(sum(parts.values()))}", *(f"  {name} {number(v)}" for name, v in parts.items())]
     curve = result.get("learning_curve")
-    if curve is None:
-        return text
-    count, most = curve["passes_linear_at"], curve["examples"][-1]
-    passes = f"with {count} examples" if count else f"not with {most} examples"
-    return f"{text}\nin closed form a full matrix passes the convolution {passes}"
+    if curve is not None:
+        count, most = curve["passes_linear_at"], curve["examples"][-1]
+        passes = f"with {count} examples" if count else f"not with {most} examples"
+        lines += ["a full matrix passes the convolution", f"  {passes}"]
+    return "\n".join(lines)
 
 
 def set_table(

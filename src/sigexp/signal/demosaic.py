@@ -26,7 +26,7 @@ CODES = {
     "vng": cv2.COLOR_BayerRG2RGB_VNG,
     "edge_aware": cv2.COLOR_BayerRG2RGB_EA,
 }
-METHODS = (*CODES, "malvar", "menon")
+METHODS: tuple[Method, ...] = ("bilinear", "vng", "edge_aware", "malvar", "menon")
 PADDING = 16  # even, so that mirroring keeps the layout; more than any of the methods reaches
 
 

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 GRAM_VALUES = 4096  # largest frame, in values, whose pixel Gram matrix is formed (134 MB in float64)
-PRECISE_FLOPS = 6e10  # up to here products are float64, above it float32, summed in float64
+PRECISE_FLOPS = 4e10  # up to here products are float64, above it float32, summed in float64
 MOST_FLOPS = 1e12  # ten seconds or so on two cores
-CHUNK = 2**21  # numbers worked on at once
+CHUNK = 2**19  # numbers worked on at once
 ITERATIONS = 500  # of alternating least squares at most
 
 
@@ -75,13 +75,15 @@ def sums(inputs: Tensor, targets: Tensor, kernel: tuple[int, int]) -> Sums:
     sum_y = np.zeros((d, columns))
     for x, y in _chunks(inputs, targets, kernel):
         x, y = x.to(dtype), y.to(dtype)
-        lines = _lines(x, w)
-        cross += _cross(lines, y, kernel)
-        energy += float(y.double().square().sum())
+        lines, rows = _lines(x, w), y.permute(2, 1, 0, 3).flatten(2)
+        left = rows if by_gram else torch.cat([rows, lines[: len(rows)]], 1)
+        long = _long_products(left, lines, h)  # [D (+ C w), h, C w]
+        cross += long[:d].view(d, h, c, w).permute(2, 1, 3, 0).reshape(taps, d).numpy()
+        energy += float(rows.double().square().sum())
         sum_y += y.sum((0, 2)).double().numpy()
         if not by_gram:
-            products += _products_by_lines(lines, kernel, c)
-    sum_x = sum(part.to(dtype).sum(0).double() for part in inputs.split(250)).numpy()
+            products += _products_by_lines(long[d:], lines, kernel, c)
+    sum_x = torch.stack([part.to(dtype).sum(0).double() for part in inputs.split(250)]).sum(0).numpy()
     matrix, right = np.empty((taps + w + 1,) * 2), np.empty((taps + w + 1, d))
     matrix[:taps, :taps], right[:taps] = products, cross
     _add_frame(matrix, right, len(inputs), sum_x, sum_y, kernel)
@@ -101,34 +103,30 @@ def _chunks(inputs: Tensor, targets: Tensor, kernel: tuple[int, int]) -> Iterato
 
 
 def _lines(padded: Tensor, w: int) -> Tensor:
-    """What a single row of the kernel sees along every row of padded inputs: [C w, r + h - 1, N W]."""
+    """What a single row of the kernel sees along every row of padded inputs: [r + h - 1, C w, N W]."""
     windows = padded.unfold(3, w, 1)  # [N, C, r + h - 1, W, w]
     n, c, rows, columns, _ = windows.shape
-    return windows.permute(1, 4, 2, 0, 3).reshape(c * w, rows, n * columns)
+    return windows.permute(2, 1, 4, 0, 3).reshape(rows, c * w, n * columns).contiguous()
 
 
-def _cross(lines: Tensor, y: Tensor, kernel: tuple[int, int]) -> np.ndarray:
-    """Products of windows with targets: [C h w, D]."""
-    (h, w), d = kernel, y.shape[1]
-    rows = F.pad(y, (0, 0, h - 1, h - 1)).permute(1, 2, 0, 3).flatten(2)  # [D, r + 2 h - 2, N W]
-    shifted = torch.stack([rows[:, h - 1 - i : rows.shape[1] - i] for i in range(h)]).flatten(2)
-    found = shifted.flatten(0, 1) @ lines.flatten(1).T  # [h D, C w]
-    return found.double().view(h, d, -1, w).permute(2, 0, 3, 1).reshape(-1, d).numpy()
+def _long_products(left: Tensor, lines: Tensor, h: int) -> Tensor:
+    """Sum over rows y of left[y] lines[y + j]' for every row j of the kernel: [M, h, C w] float64 of left [r, M, S]."""
+    (rows, _, S), L = left.shape, lines.shape[1]
+    blocks = lines.as_strided((rows, h * L, S), (L * S, S, 1))  # h rows from each row on, which overlap
+    return torch.bmm(left, blocks.mT).double().sum(0).unflatten(1, (h, L))
 
 
-def _products_by_lines(lines: Tensor, kernel: tuple[int, int], channels: int) -> np.ndarray:
+def _products_by_lines(long: Tensor, lines: Tensor, kernel: tuple[int, int], channels: int) -> np.ndarray:
     """Products of windows with each other, [C h w, C h w], from the products of their rows.
 
     R[i, j], of the kernel's rows i and j, sums over the rows of the image, and R[i + 1, j + 1] sums the same products
     but for those at the two ends. So only R[0, j] are long products: h times less work than phi phi'.
     """
-    (h, w), L, rows = kernel, len(lines), lines.shape[1] - kernel[0] + 1
-    R = lines.new_zeros(h, L, h, L, dtype=torch.float64)
-    first = lines[:, :rows].flatten(1)
-    for j in range(h):
-        R[0, :, j] = first @ lines[:, j : j + rows].flatten(1).T
+    (h, w), L, rows = kernel, lines.shape[1], len(lines) - kernel[0] + 1
+    R = long.new_zeros(h, L, h, L)
+    R[0] = long
     if h > 1:
-        ends = (lines[:, at : at + h - 1].transpose(0, 1).flatten(0, 1) for at in (0, rows))
+        ends = (lines[at : at + h - 1].flatten(0, 1) for at in (0, rows))
         top, bottom = ((end @ end.T).double().view(h - 1, L, h - 1, L) for end in ends)
         for i in range(h - 1):
             R[i + 1, :, i + 1 :] = R[i, :, i:-1] - top[i, :, i:] + bottom[i, :, i:]
@@ -144,7 +142,7 @@ def _products_by_gram(inputs: Tensor, kernel: tuple[int, int]) -> np.ndarray:
     (_, c, rows, columns), (h, w) = inputs.shape, kernel
     values = c * rows * columns
     gram = np.zeros((values, values))
-    for part in inputs.flatten(1).split(1000):
+    for part in inputs.flatten(1).split(2500):
         x = part.numpy()
         gram += x.T @ x
     gram = gram.reshape(c, rows, columns, c, rows, columns)

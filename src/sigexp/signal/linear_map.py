@@ -30,7 +30,7 @@ def fit_matrix(batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor
     returned, its bias counted in the norm.
     """
     inputs, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    precise = matrix_flops(*inputs.shape, targets.shape[1]) <= PRECISE_FLOPS
+    precise = matrix_flops(len(inputs), inputs.shape[1], targets.shape[1]) <= PRECISE_FLOPS
     x, y = (part.to(torch.float64 if precise else torch.float32).numpy() for part in (inputs, targets))
     x = np.concatenate([x, np.ones_like(x[:, :1])], axis=1)
     if len(x) <= x.shape[1]:
