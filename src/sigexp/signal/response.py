@@ -18,7 +18,7 @@ NEARLY_LINEAR = 0.1  # superposition error below which an impulse response says 
 OF_LARGEST = 0.0455  # share of the largest sensitivity that counts as seen (Luo et al.: 1 - 95.45 %)
 ROUNDING = 1e-12  # share of the largest sensitivity that is rounding in float64
 EPSILON = 1e-3  # height of the impulses that a net's derivative is taken with
-MOST_FRAMES = 4  # that all but superposition is measured on
+FRAME_VALUES = 2**13  # that all but superposition is measured on, but two frames at least
 ENLARGED_VALUES = 2**16  # largest frame that is looked at twice as large, so that its borders do not show
 
 
@@ -76,7 +76,8 @@ def measure(net: Net, inputs: Tensor) -> Response:
     """Measure a net on examples [B, C, H, W] or [B, C, T], at least two. Raises ValueError for other shapes."""
     if inputs.ndim not in (3, 4) or len(inputs) < 2:
         raise ValueError(f"inputs {list(inputs.shape)}: expected two or more signals [B, C, T] or images [B, C, H, W]")
-    frames = enlarged(net, inputs[:MOST_FRAMES])
+    frames = enlarged(net, inputs)
+    frames = frames[: max(2, FRAME_VALUES // frames[0].numel())]
     seen = sensitivity(net, frames)
     bent = superposition_error(net, inputs)
     impulse = impulse_response(net, frames) if bent < NEARLY_LINEAR else None
