@@ -34,7 +34,7 @@ def test_a_convolution_is_seen_for_what_it_is():
     kernel = net.weight.detach()
     rows, columns = (n // 2 for n in found.sensitivity.shape)
     inner = (slice(rows - 2, rows + 3), slice(columns - 2, columns + 3))
-    torch.testing.assert_close(found.sensitivity[inner], kernel.square().sum((0, 1)).sqrt(), rtol=0.6, atol=0)
+    torch.testing.assert_close(found.sensitivity[inner], kernel.square().sum((0, 1)).sqrt(), rtol=0, atol=1e-12)
     torch.testing.assert_close(found.impulse[..., inner[0], inner[1]], kernel.flip(2, 3), rtol=0, atol=1e-10)
     numbers = found.numbers()
     np.testing.assert_allclose(numbers["dc_gain"], kernel.sum((2, 3)).numpy(), atol=1e-9)

@@ -18,7 +18,7 @@ NEARLY_LINEAR = 0.1  # superposition error below which an impulse response says 
 OF_LARGEST = 0.0455  # share of the largest sensitivity that counts as seen (Luo et al.: 1 - 95.45 %)
 ROUNDING = 1e-12  # share of the largest sensitivity that is rounding in float64
 EPSILON = 1e-3  # height of the impulses that a net's derivative is taken with
-MOST_FRAMES = 4  # that all but superposition is measured on
+FRAME_VALUES = 2**13  # that all but superposition is measured on, but two frames at least
 ENLARGED_VALUES = 2**16  # largest frame that is looked at twice as large, so that its borders do not show
 
 
@@ -30,7 +30,7 @@ class Response:
         back, over the output's deviation. 0 for a convolution.
     superposition_error: rms difference between the output of a mean of two inputs and the mean of both outputs, over
         half the rms difference of those. 0 for a linear net with or without bias.
-    sensitivity: rms over inputs and output channels of the derivative of the middle output [H, W] or [T].
+    sensitivity: rms over inputs of the derivative of the middle output, all channels, [H, W] or [T].
     field: samples along every axis that the middle output depends on; None where it reaches the border.
     effective_radius: of a disc (a segment) as large as what has at least 4.55 % of the largest sensitivity, in samples.
     impulse: derivative of every output by the middle input, mean over inputs, [D, C, H, W] or [D, C, T]; None where
@@ -76,7 +76,8 @@ def measure(net: Net, inputs: Tensor) -> Response:
     """Measure a net on examples [B, C, H, W] or [B, C, T], at least two. Raises ValueError for other shapes."""
     if inputs.ndim not in (3, 4) or len(inputs) < 2:
         raise ValueError(f"inputs {list(inputs.shape)}: expected two or more signals [B, C, T] or images [B, C, H, W]")
-    frames = enlarged(net, inputs[:MOST_FRAMES])
+    frames = enlarged(net, inputs)
+    frames = frames[: max(2, FRAME_VALUES // frames[0].numel())]
     seen = sensitivity(net, frames)
     bent = superposition_error(net, inputs)
     impulse = impulse_response(net, frames) if bent < NEARLY_LINEAR else None
@@ -105,18 +106,18 @@ def middle(signals: Tensor) -> tuple[Any, ...]:
 
 
 def sensitivity(net: Net, inputs: Tensor) -> Tensor:
-    """Rms over inputs and output channels of the derivative of the middle output by every input sample: [H, W], [T].
+    """Rms over inputs of the derivative of the middle output by every input sample, all channels: [H, W] or [T].
 
-    Input channels are summed in power. Output channels get random signs, so that they do not cancel in the mean.
+    Channels of either side are summed in power, so that they do not cancel.
     """
     x = inputs.clone().requires_grad_()
+    power = torch.zeros(inputs.shape[2:], dtype=inputs.dtype)
     with torch.enable_grad():
-        outputs = net(x)[middle(inputs)]
-        signs = torch.randint(2, outputs.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        if not outputs.requires_grad:
-            return torch.zeros(inputs.shape[2:])
-        (slope,) = torch.autograd.grad((outputs * signs.to(outputs)).sum(), x)
-    return slope.square().sum(1).mean(0).sqrt()
+        outputs = net(x)[middle(inputs)].sum(0)
+        for output in outputs if outputs.requires_grad else ():
+            (slope,) = torch.autograd.grad(output, x, retain_graph=True)
+            power += slope.square().sum(1).mean(0)
+    return power.sqrt()
 
 
 def receptive_field(seen: Tensor) -> tuple[int, ...] | None:
