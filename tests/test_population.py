@@ -1,6 +1,8 @@
 """The population against P separate torch.optim loops in float64, and what copying and divergence must not do."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -224,3 +226,16 @@ def test_other_errors_of_a_model_are_raised():
     together = population([plain_net() for _ in range(2)], plan=Plan(way="together"))
     with pytest.raises(RuntimeError, match="shapes"):
         together.step(Batch(torch.zeros(4, 2, 6, 6).double(), torch.zeros(4, 1, 6, 6).double()))
+
+
+@pytest.mark.parametrize("way", ["together", "one by one"])
+def test_a_population_is_gone_with_its_last_reference(way):
+    trained = population(members(2), plan=Plan(way=way))
+    trained.step(batches(1, 8)[0])
+    seen = weakref.ref(trained)
+    gc.disable()
+    try:
+        del trained
+        assert seen() is None
+    finally:
+        gc.enable()

@@ -1,10 +1,11 @@
 """How the members of a population advance over a minibatch: all at once, or one after the other.
 
 Both have one method, `advance`. Examples that do not fill a member's minibatch, or what was learned from them, wait in
-here for the next call.
+here for the next call. They know their population by a weak reference: in a cycle its tensors would outlive it.
 """
 
 import logging
+import weakref
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -76,7 +77,7 @@ class AllAtOnce:
 
     def __init__(self, population: "Population", flat: Flat | None) -> None:
         count = len(population)
-        self.population, self.flat = population, flat
+        self.population, self.flat = weakref.proxy(population), flat
         self.sizes = [int(size) for size in population.hparams["batch_size"]]
         self.weights = 1 / torch.tensor(self.sizes, dtype=torch.float64, device=population.device)
         self.filled = [0] * count  # examples of each member's unfinished minibatch
@@ -212,7 +213,7 @@ class OneByOne:
     """The library's operations, member after member."""
 
     def __init__(self, population: "Population") -> None:
-        self.population = population
+        self.population = weakref.proxy(population)
         self.sizes = [int(size) for size in population.hparams["batch_size"]]
         self.waiting: list[list[Batch]] = [[] for _ in self.sizes]
 
