@@ -74,7 +74,7 @@ CPU = torch.device("cpu")
 EXAMPLES = 2000
 BASELINE_MEMBERS = 2
 LAYOUTS = ("NCHW", "channels_last")
-PLANNED_SECONDS = 300  # a population is calibrated for a run that takes the sequential baseline so long
+PLANNED_SECONDS = 900  # a population is calibrated for a run that takes the sequential baseline so long
 
 
 @dataclass(frozen=True)
@@ -659,7 +659,7 @@ def main() -> None:
     if chosen.time_to_quality:
         time_to_quality(chosen.names, chosen.cap, say)
     else:
-        effort = Effort(140, 2, 0.4, 60) if chosen.quick else Effort(400, 3, 1.5, PLANNED_SECONDS)
+        effort = Effort(140, 2, 0.4, 60) if chosen.quick else Effort(300, 3, 1.5, PLANNED_SECONDS)
         speed(chosen.names, chosen.members, effort, say)
     if chosen.output:
         chosen.output.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -35,6 +35,7 @@ SHARE, LEAST_SECONDS = 0.03, 0.5  # of the expected seconds of training, and bes
 PROCESS_SECONDS = 3.0  # that it takes to start the processes
 PROCESS_EFFICIENCY = 0.92  # of processes side by side, against each alone
 SLICES = (16, 32, 10**6, 64, 4, 8)  # examples a pass that are tried, in this order; a million is the whole minibatch
+EQUAL = 0.95  # of the best rate, above which candidates are equal
 CLOSE, ROUNDS = 0.8, 3  # of the best rate, above which candidates run that many times again, in turns
 MOST_MOMENTS = 8  # times as many numbers as an example has, above which statistics do not pay
 AGREEMENT = 2e-3  # relative difference of losses between two ways of computing in float32
@@ -134,16 +135,16 @@ class Race:
         if not self._agrees():
             yield from in_turn
             return
-        if self.population.whole and self.wanted.execution == "auto":
-            yield from in_turn
         together = replace(alone, way="together", kernels=self._kernels())
         most = self._most_examples(together)
         apart = self.wanted.members
         if self.population.whole:
-            if most >= self.size:
-                yield together
             if most * apart >= self.size > 1 and apart > 1:
                 yield replace(together, shards=apart)
+            if self.wanted.execution == "auto":
+                yield from in_turn
+            if most >= self.size:
+                yield together
             return
         lengths = [*dict.fromkeys(min(length, most, self.size) for length in SLICES)]
         if self._large():  # activations are the lesser part
@@ -247,7 +248,11 @@ class Race:
             if self._left() < 2 * rows * length / self.best[0]:
                 break
             self.rates[str(plan)] = max(self.rates[str(plan)], self._time(plan, rows, length))
-        self.best = max(((self.rates[str(plan)], plan) for plan in near), key=lambda found: found[0])
+        best = max(self.rates[str(plan)] for plan in near)
+        # Of those that are as good, the one with the least memory: large tensors cost more in a long run.
+        equal = [plan for plan in near if self.rates[str(plan)] > EQUAL * best]
+        plan = min(equal, key=lambda plan: (plan.slice or self.size) * self._extent(plan, members)[0])
+        self.best = (self.rates[str(plan)], plan)
 
     def _time(self, plan: Plan, rows: int, length: int) -> float:
         """Member-samples per second of training steps; the first, which fills caches, counts only if it is slow."""
