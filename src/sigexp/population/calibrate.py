@@ -35,6 +35,7 @@ SHARE, LEAST_SECONDS = 0.03, 0.5  # of the expected seconds of training, and bes
 PROCESS_SECONDS = 3.0  # that it takes to start the processes
 PROCESS_EFFICIENCY = 0.92  # of processes side by side, against each alone
 SLICES = (16, 32, 10**6, 64, 4, 8)  # examples a pass that are tried, in this order; a million is the whole minibatch
+FEW = 4  # members of a large model that are timed together
 EQUAL = 0.95  # of the best rate, above which candidates are equal
 CLOSE, ROUNDS = 0.8, 3  # of the best rate, above which candidates run that many times again, in turns
 MOST_MOMENTS = 8  # times as many numbers as an example has, above which statistics do not pay
@@ -218,6 +219,7 @@ class Race:
     def _extent(self, plan: Plan, members: int) -> tuple[int, int]:
         """Members and examples of the steps that are timed."""
         rows = members if plan.way == "together" and plan.shards == 1 else 1
+        rows = min(rows, FEW) if self._large() else rows  # they are copies
         # With many parameters the update, once a minibatch, is a good part of a step.
         whole = self.population.whole or self._large()
         return rows, self.size if whole else min(self.size, plan.slice or 64)
