@@ -12,9 +12,10 @@ Verbs
   list [experiments|datasets|models|searches] [--json]   what can be chosen
   preview experiment=NAME [-o FILE]     a picture of inputs and targets before any training
   board [DIR] [--port N]                TensorBoard on localhost for the runs in DIR (outputs)
-  reproduce [NAME...] [--quick] [--seeds N] [-o DIR] [--list]
+  reproduce [NAME...] [--quick] [--seeds N] [-o DIR] [--list] [--gallery DIR]
                                         run what the claims of conf/claims need and check them; NAME is an
-                                        EXPERIMENT or EXPERIMENT/CLAIM, by default all; --list only lists
+                                        EXPERIMENT or EXPERIMENT/CLAIM, by default all; --list only lists;
+                                        --gallery writes a page for every experiment
 
 Settings people change most (any field of the config can be set: sigexp experiment=NAME --cfg job)
   experiment=NAME  model=NAME           what is learned, and by what
