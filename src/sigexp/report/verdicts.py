@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import scipy.stats
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from scipy.special import stdtrit
 
 from sigexp.report.claims import Claim, Condition, Threshold
 from sigexp.report.tables import number
@@ -70,7 +70,7 @@ def half_interval(values: Sequence[float | None]) -> float | None:
         return None
     centre = math.fsum(known) / n
     deviation = math.sqrt(math.fsum((value - centre) ** 2 for value in known) / (n - 1))
-    return float(scipy.stats.t.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
+    return float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
 
 
 def document(result: Mapping[str, Any]) -> dict[str, Any]:
