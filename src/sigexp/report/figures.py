@@ -111,9 +111,11 @@ def curves(lines: Mapping[str, Sequence[tuple[int, float]]], levels: Mapping[str
     axis = figure.subplots()
     for name, points in lines.items():
         axis.plot([x for x, _ in points], [y for _, y in points], marker=".", label=name)
-    values = [y for points in lines.values() for _, y in points] + list(levels.values())
-    if min(values, default=0) > 0 and max(values) > 50 * min(values):
+    measured = [y for points in lines.values() for _, y in points]
+    positive = [value for value in (*measured, *levels.values()) if value > 0]
+    if min(measured, default=0) > 0 and max(positive) > 50 * min(positive):
         axis.set_yscale("log")
+        levels = {name: level for name, level in levels.items() if level > 0}
     for name, level in levels.items():
         axis.axhline(level, color="0.5", linewidth=0.8, linestyle="--")
         axis.annotate(name, (1, level), xycoords=("axes fraction", "data"), xytext=(3, -2), textcoords="offset points")
