@@ -324,7 +324,8 @@ def _quickest(candidates: Mapping[str, Callable], arguments: tuple[Any, ...]) ->
             result = function(*own)
             out = result[0] if isinstance(result, tuple) else result
             learned = [a for a in own if isinstance(a, Tensor) and a.requires_grad]
-            torch.autograd.grad(out, learned, torch.ones_like(out))
+            if learned:
+                torch.autograd.grad(out, learned, torch.ones_like(out))
             _synchronize(out.device)
             least = min(least, time.perf_counter() - began)
             if least > 0.05:

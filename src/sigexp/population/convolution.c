@@ -5,7 +5,8 @@
    stays in the cache; where there is no border and rows are whole vectors, they are read where they lie.
 
    Axes: Q = P, or 1 where the members share x; P members, C input channels, D output channels, B examples.
-   x [Q, C, B, H, W], weight [P, D, C, h, w], bias [P, D], out [P, D, B, H', W']. */
+   x [Q, C, B, H, W], weight [P, D, C, h, w], bias [P, D], out [P, D, B, H', W']. `convolution_learn` is another pass,
+   for models of one layer. */
 
 #define _POSIX_C_SOURCE 200112L /* posix_memalign */
 
@@ -377,5 +378,79 @@ end:
     if (!direct) free(room.data);
     if (!plain) free(wide.data);
     free(taps), free(turned), free(packed), free(higher), free(learning.from), free(returning.from);
+    return failed;
+}
+
+/* error -= target, for some examples; their sums of squares are added to `losses`. */
+static void compare(Images error, Images target, size channels, size examples, size height, size width, float *losses) {
+    size whole = width / LANES * LANES;
+    for (size b = 0; b < examples; b++) {
+        vec squares = filled(0);
+        float rest = 0;
+        for (size d = 0; d < channels; d++)
+            for (size i = 0; i < height; i++) {
+                float *e = error.data + d * error.plane + b * error.example + i * error.row;
+                const float *t = target.data + d * target.plane + b * target.example + i * target.row;
+                for (size j = 0; j < whole; j += LANES) {
+                    vec here = load(e + j) - load(t + j);
+                    *(vec *)(e + j) = here, squares += here * here;
+                }
+                for (size j = whole; j < width; j++) e[j] -= t[j], rest += e[j] * e[j];
+            }
+        losses[b] += sum(squares) + rest;
+    }
+}
+
+/* Sums of squared errors, losses [P, B], of a single layer whose members share x [B, C, H, W], against target
+   [B, D, H', W'], and half their gradients, in one pass: what a few examples give never leaves the cache. All three
+   begin as zeros. */
+int convolution_learn(Shape s, size first, size last, float *x, float *weight, float *bias, float *target,
+                      float *losses, float *weight_grad, float *bias_grad) {
+    Shape f = folded(s);
+    int direct = !s.pad_rows && !s.pad_columns && lines_up(&s), fold_rows = f.outputs != s.outputs, failed = 1;
+    size pixels = s.height * s.width, out_pixels = s.out_height * s.out_width, group = group_of(&s);
+    size taps_per_channel = f.kernel_height * f.kernel_width, count = s.inputs * taps_per_channel;
+    size weights = s.outputs * s.inputs * s.kernel_height * s.kernel_width, reach = (s.kernel_width - 1) * s.step_columns;
+    Images lying = {x, pixels, s.inputs * pixels, s.width, 0, 0}, room = lying;
+    Images wanted = {target, out_pixels, s.outputs * out_pixels, s.out_width, 0, 0};
+    Images error = bordered(s.outputs, group, s.out_height, 0, s.out_width, 0, s.out_width, 0);
+    if (!direct)
+        room = bordered(s.inputs, group, s.height, s.pad_rows, s.width, s.pad_columns, s.out_width, reach);
+    Vectors v = {0};
+    size *taps = taps_of(&f, s.inputs, room), step = fold_rows ? error.row : error.plane;
+    float *packed = allocate(f.outputs * count * (last - first), sizeof(float));
+    float *higher = allocate(f.outputs * count, sizeof(float));
+    if (!room.data || !error.data || !taps || !packed || !higher ||
+        vectors_of(&v, group, s.out_height, fold_rows ? ROWS : 1, s.out_width, room, error))
+        goto end;
+    for (size p = first; p < last; p++) {
+        if (fold_rows) fold(weight + p * weights, higher, &s, 0);
+        pack(packed + (p - first) * f.outputs * count, fold_rows ? higher : weight + p * weights, f.outputs, s.inputs,
+             taps_per_channel, 0);
+    }
+    for (size b = 0; b < s.examples; b += group) {
+        size n = s.examples - b < group ? s.examples - b : group;
+        Vectors here = part(v, n, group);
+        lying.data = x + b * lying.example, wanted.data = target + b * wanted.example;
+        if (!direct) put(room, lying, s.inputs, n, s.height, s.width);
+        float *seen = direct ? lying.data : room.data + room.left - s.pad_columns;
+        for (size p = first; p < last; p++) {
+            float same[ROWS] = {bias[p], bias[p]}, of_rows[ROWS] = {0};
+            correlate(seen, &here, taps, count, f.outputs, packed + (p - first) * f.outputs * count,
+                      fold_rows ? same : bias + p * s.outputs, error.data, step);
+            compare(error, wanted, s.outputs, n, s.out_height, s.out_width, losses + p * s.examples + b);
+            if (fold_rows) memset(higher, 0, f.outputs * count * sizeof(float));
+            tally(seen, &here, taps, count, f.outputs, error.data, step, fold_rows ? higher : weight_grad + p * weights,
+                  fold_rows ? of_rows : bias_grad + p * s.outputs);
+            if (fold_rows) {
+                fold(weight_grad + p * weights, higher, &s, 1);
+                for (size d = 0; d < ROWS; d++) bias_grad[p] += of_rows[d];
+            }
+        }
+    }
+    failed = 0;
+end:
+    if (!direct) free(room.data);
+    free(error.data), free(taps), free(packed), free(higher), free(v.from);
     return failed;
 }

@@ -24,7 +24,7 @@ from torch import Tensor
 from sigexp.layers.fft_conv import FFTCorrelation
 from sigexp.population import native
 
-Pair = tuple[int, int]
+Pair = native.Pair
 WINDOW_VALUES = 2**21  # numbers in the columns that are made at a time
 SMALL = 8  # pixels of a side, below which vectors are not filled and products of matrices may do better
 LARGEST_WINDOWS = 2**26  # bytes of one example's windows as columns, above which they are not made
@@ -84,9 +84,11 @@ class Kernels:
     choose: Callable[[dict[str, Callable], tuple[Any, ...]], str] | None = None
 
     def pick(self, key: str, candidates: dict[str, Callable], arguments: tuple[Any, ...]) -> Any:
+        if len(candidates) == 1:
+            return next(iter(candidates.values()))(*arguments)
         name = self.chosen.get(key)
         if name not in candidates:
-            name = self.choose(candidates, arguments) if self.choose and len(candidates) > 1 else next(iter(candidates))
+            name = self.choose(candidates, arguments) if self.choose else next(iter(candidates))
             if self.choose:
                 self.chosen[key] = name
         return candidates[name](*arguments)

@@ -57,22 +57,9 @@ class Moments:
 
     @classmethod
     def of(cls, template: nn.Module, loss: PerExample) -> "Moments | None":
-        """None where the model is not seen to be linear in its parameters, or the loss is not `mse`.
-
-        Linear are a linear layer or a convolution with stride 1 and one group, alone or in (nested) `nn.Sequential`s
-        after functions in `FIXED` and before reshaping.
-        """
-        if loss is not mse or any(m._forward_hooks or m._forward_pre_hooks for m in template.modules()):
-            return None
-        chain = _chain(template)
-        layers = [module for module in chain if isinstance(module, LAYERS)]
-        if len(layers) != 1 or type(layers[0]) not in LAYERS:
-            return None
-        layer, at = layers[0], chain.index(layers[0])
-        before, after = chain[:at], chain[at + 1 :]
-        plain = {1, getattr(layer, "groups", 1), *getattr(layer, "stride", ())} == {1}
-        fixed = all(type(m) in FIXED for m in before) and all(type(m) in RESHAPING for m in after)
-        return cls(nn.Sequential(*before), layer) if plain and fixed and all(map(_keeps_examples, chain)) else None
+        """None where the model is not seen to be linear in its parameters, or the loss is not `mse`."""
+        found = front_and_layer(template, loss)
+        return cls(*found) if found else None
 
     def compute(self, batch: Batch) -> Tensor:
         """A row of statistics for every example: [N, values], in the inputs' dtype.
@@ -183,6 +170,30 @@ class Moments:
             for i in range(h - 1):
                 torch.add(R[:, i, :, i:-1], change[:, i, :, i:], out=R[:, i + 1, :, i + 1 :])
         return products
+
+
+def front_and_layer(
+    template: nn.Module, loss: PerExample
+) -> tuple[nn.Sequential, nn.Linear | nn.Conv1d | nn.Conv2d] | None:
+    """What comes before the only layer of a model that is linear in its parameters, and that layer.
+
+    Linear are a linear layer or a convolution with stride 1 and one group, alone or in (nested) `nn.Sequential`s after
+    functions in `FIXED` and before reshaping. None for any other model, and where the loss is not `mse`.
+    """
+    if loss is not mse or any(m._forward_hooks or m._forward_pre_hooks for m in template.modules()):
+        return None
+    chain = _chain(template)
+    layers = [module for module in chain if isinstance(module, LAYERS)]
+    if len(layers) != 1 or type(layers[0]) not in LAYERS:
+        return None
+    layer, at = layers[0], chain.index(layers[0])
+    before, after = chain[:at], chain[at + 1 :]
+    plain = {1, getattr(layer, "groups", 1), *getattr(layer, "stride", ())} == {1}
+    fixed = all(type(m) in FIXED for m in before) and all(type(m) in RESHAPING for m in after)
+    learned = all(parameter.requires_grad for parameter in layer.parameters())
+    if plain and fixed and learned and all(map(_keeps_examples, chain)):
+        return nn.Sequential(*before), layer
+    return None
 
 
 def _chain(module: nn.Module) -> list[nn.Module]:

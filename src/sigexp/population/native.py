@@ -12,7 +12,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
@@ -33,6 +33,9 @@ FLAGS = (
     "-fPIC", "-w",
 )  # fmt: skip
 TIMEOUT_S = 60
+
+
+Pair = tuple[int, int]
 
 
 class Shape(ctypes.Structure):
@@ -61,6 +64,7 @@ POINTER, NUMBER = ctypes.c_void_p, ctypes.c_int64
 SIGNATURES = {
     "convolution_forward": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 4)),
     "convolution_backward": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 6)),
+    "convolution_learn": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 7)),
     "normalization_statistics": (None, (*[NUMBER] * 3, *[POINTER] * 3)),
     "normalization_forward": (None, (*[NUMBER] * 3, *[POINTER] * 5)),
     "normalization_backward": (None, (*[NUMBER] * 3, *[POINTER] * 8)),
@@ -179,6 +183,37 @@ class NativeScan(torch.autograd.Function):
         return None, dx, dw
 
 
+def _convolution(
+    shared: bool,
+    examples: int,
+    weight: Tensor,
+    extent: Sequence[int],
+    size: Sequence[int],
+    padding: Pair,
+    dilation: Pair,
+) -> Convolution:
+    """Of kernels [P, D, C, h, w] on images of `extent`, giving images of `size`."""
+    members, outputs, inputs, *kernel = weight.shape
+    if kernel == [1, 1] and padding == (0, 0):  # images are lines of pixels, which fill vectors better
+        extent = size = (1, extent[0] * extent[1])
+    return Convolution(members, shared, examples, inputs, outputs, *extent, *size, *kernel, *padding, *dilation)
+
+
+def learn(
+    x: Tensor, weight: Tensor, bias: Tensor, target: Tensor, size: Pair, padding: Pair, dilation: Pair
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of squared errors [P, B] of P convolutions of x [B, C, H, W] against target [B, D, ...], of `size` pixels,
+    and half their gradients by the weight [P, D, C, h, w] and the bias [P, D]; stride 1, no groups."""
+    library = kernel()
+    assert library is not None
+    x, weight, bias, target = (tensor.contiguous() for tensor in (x, weight, bias, target))
+    shape = _convolution(True, len(x), weight, x.shape[2:], size, padding, dilation)
+    found = weight.new_zeros(len(weight), len(x)), torch.zeros_like(weight), torch.zeros_like(bias)
+    pointers = [tensor.data_ptr() for tensor in (x, weight, bias, target, *found)]
+    _in_threads(lambda first, last: library.convolution_learn(shape, first, last, *pointers), len(weight))
+    return found
+
+
 class DirectConvolution(torch.autograd.Function):
     """x [Q, C, B, H, W], Q = 1 or P, weight [P, D, C, h, w], bias [P, D] -> [P, D, B, H', W']; float32 on the CPU.
 
@@ -196,15 +231,12 @@ class DirectConvolution(torch.autograd.Function):
         padding: tuple[int, int],
         dilation: tuple[int, int],
     ) -> Tensor:
-        members, outputs, inputs, *kernel = weight.shape
+        members, outputs = weight.shape[:2]
         x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
         out = x.new_empty(members, outputs, x.shape[2], *size)
-        extents = [*x.shape[3:], *size]
-        if kernel == [1, 1] and padding == (0, 0):  # images are lines of pixels, which fill vectors better
-            extents = [1, x.shape[3] * x.shape[4]] * 2
         shared = len(x) < members
         ctx.library = library
-        ctx.shape = Convolution(members, shared, x.shape[2], inputs, outputs, *extents, *kernel, *padding, *dilation)
+        ctx.shape = _convolution(shared, x.shape[2], weight, x.shape[3:], size, padding, dilation)
         ctx.save_for_backward(x, weight)
         pointers = [tensor.data_ptr() for tensor in (x, weight, bias, out)]
         _in_threads(lambda first, last: library.convolution_forward(ctx.shape, first, last, *pointers), members)

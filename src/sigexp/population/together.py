@@ -30,6 +30,7 @@ from sigexp.layers.fft_conv import fft_conv2d
 from sigexp.population import native
 from sigexp.population.convolution import Geometry, Kernels, convolve, pair
 from sigexp.population.recurrent import lstm_layers
+from sigexp.population.single import SingleConvolution
 from sigexp.problem import Batch, PerExample
 from sigexp.signal.quality import SquaredError, squared_error
 
@@ -63,6 +64,7 @@ class Together:
     def __init__(self, template: nn.Module, loss: PerExample, kernels: Kernels) -> None:
         self.kernels, self.loss = kernels, loss
         self.template = copy.deepcopy(template)
+        self.single = SingleConvolution.of(self.template, loss)
         modules = dict(self.template.named_modules())
         tensors = [*self.template.named_parameters(remove_duplicate=False), *self.template.named_buffers()]
         names = {id(tensor): name for name, tensor in reversed(tensors)}
@@ -76,6 +78,14 @@ class Together:
         self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch, weights: Tensor
     ) -> tuple[Tensor, list[Tensor | None]]:
         """Losses [P, B] in training mode, and the gradients [P, ...] of their sum weighted with `weights` [P]."""
+        ways: dict[str, Callable] = {"layers": self._by_layers}
+        if self.single and self.single.takes(params, batch):
+            ways = {"single pass": self.single.losses_and_gradients, **ways}
+        return self.kernels.pick("model", ways, (params, buffers, batch, weights))
+
+    def _by_layers(
+        self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch, weights: Tensor
+    ) -> tuple[Tensor, list[Tensor | None]]:
         self.template.train()
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
         losses = self._over_members({**leaves, **buffers}, batch.inputs, lambda out: self.loss(out, batch.targets))
