@@ -37,10 +37,11 @@ def by_explicit_windows(x, y, kernel):
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 5), (5, 3), (1, 7), (7, 1), (11, 11)])
 @pytest.mark.parametrize("gram", [True, False])
 @pytest.mark.parametrize("chunk", [10, 1000])
-def test_normal_equations_are_the_products_of_explicit_features(kernel, gram, chunk, monkeypatch):
-    monkeypatch.setattr(least_squares, "GRAM_VALUES", 4096 if gram else 0)
+@pytest.mark.parametrize("frame", [(2, 26, 7), (1, 1, 40), (1, 9, 9)])
+def test_normal_equations_are_the_products_of_explicit_features(kernel, gram, chunk, frame, monkeypatch):
+    monkeypatch.setattr(least_squares, "_gram_flops", lambda *_: 0.0 if gram else np.inf)
     monkeypatch.setattr(least_squares, "CHUNK", chunk)
-    x, y = random(10, 2, 26, 7), random(10, 3, 26, 7, seed=1)
+    x, y = random(10, *frame), random(10, 3, *frame[1:], seed=1)
     found, phi = sums(x, y, kernel), explicit_features(x, kernel)
     np.testing.assert_allclose(found.matrix, phi.T @ phi, atol=1e-10)
     np.testing.assert_allclose(found.right, phi.T @ rows(y), atol=1e-10)
@@ -50,7 +51,7 @@ def test_normal_equations_are_the_products_of_explicit_features(kernel, gram, ch
 @pytest.mark.parametrize("precise", [True, False])
 @pytest.mark.parametrize("gram", [True, False])
 def test_equals_regression_on_windows(gram, precise, monkeypatch):
-    monkeypatch.setattr(least_squares, "GRAM_VALUES", 4096 if gram else 0)
+    monkeypatch.setattr(least_squares, "_gram_flops", lambda *_: 0.0 if gram else np.inf)
     monkeypatch.setattr(least_squares, "PRECISE_FLOPS", 1e12 if precise else 0)
     x, y = random(40, 2, 8, 9), random(40, 3, 8, 9, seed=1)
     weight, bias = fit_convolution(x, y, (3, 5))
@@ -58,6 +59,20 @@ def test_equals_regression_on_windows(gram, precise, monkeypatch):
     tolerance = 1e-12 if precise else 1e-5
     np.testing.assert_allclose(weight.numpy(), expected_weight, atol=tolerance)
     np.testing.assert_allclose(bias.numpy(), expected_bias, atol=tolerance)
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 5), (7, 1), (7, 5)])
+def test_a_larger_window_holds_the_equations_of_a_smaller_one(kernel):
+    x, y = random(10, 2, 26, 7), random(10, 3, 26, 7, seed=1)
+    found, expected = sums(x, y, (7, 5)).within(kernel), sums(x, y, kernel)
+    np.testing.assert_allclose(found.matrix, expected.matrix, atol=1e-10)
+    np.testing.assert_allclose(found.right, expected.right, atol=1e-10)
+    assert (found.energy, found.kernel) == (expected.energy, kernel)
+
+
+def test_a_smaller_window_holds_no_larger_one():
+    with pytest.raises(ValueError, match="at most"):
+        sums(random(2, 1, 9, 9), random(2, 1, 9, 9), (3, 3)).within((5, 3))
 
 
 def test_frames_of_different_size_add_up():

@@ -9,6 +9,7 @@ window, one of that size too: `least_squares_train_21x21`.
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch.nn.functional as F
@@ -113,14 +114,19 @@ def linear_bounds(
     """
     if problem.loss is not mse:
         return {}
+    wanted = forms(model, problem, footprint, sight)
+    batches: dict[str, Callable[[], Iterator[Batch]]] = {"test": partial(_batches, problem, "test")}
+    if feed.size is not None:
+        batches = {"train": lambda: iter([Batch(*(part.cpu() for part in feed.data()))]), **batches}
+    shared = {split: _shared_equations(list(wanted.values()), given) for split, given in batches.items()}
     found = {}
-    for suffix, form in forms(model, problem, footprint, sight).items():
-        for split in ("train", "test"):
-            if split == "train" and feed.size is None:
-                continue
-            name = f"least_squares_{split}{suffix}"
-            batches = [Batch(*(p.cpu() for p in feed.data()))] if split == "train" else _batches(problem, split)
-            predict = fit(form, batches, name)
+    for suffix, form in wanted.items():
+        for split, given in batches.items():
+            name, total = f"least_squares_{split}{suffix}", shared[split]
+            if total is not None and form.kernel is not None:
+                predict: Predictor | None = _convolution_predictor(form, total.within(form.kernel))
+            else:
+                predict = fit(form, given(), name)
             if predict is not None:
                 found[name] = Reference(predict=predict)
     return found
@@ -130,9 +136,23 @@ def _batches(problem: Problem, split: str) -> Iterator[Batch]:
     return (problem.sample(split, index) for index in evaluation.chunks(problem, split))
 
 
+def _shared_equations(wanted: list[Form], given: Callable[[], Iterator[Batch]]) -> least_squares.Sums | None:
+    """The normal equations of a window that covers those of several forms, so that examples are passed over once.
+
+    None where that saves nothing, or would take too long.
+    """
+    windows = [form.kernel for form in wanted if form.kernel is not None]
+    if len(windows) < 2 or any(type(form.front) is not nn.Identity for form in wanted):
+        return None
+    return _equations(Form((max(h for h, _ in windows), max(w for _, w in windows))), given(), "shared fit")
+
+
 def fit(form: Form, batches: Iterable[Batch], name: str = "least squares") -> Predictor | None:
     """The member of a family with the least squared error over all examples; None where it would take too long."""
-    return _fit_matrix(form, list(batches), name) if form.kernel is None else _fit_convolution(form, batches, name)
+    if form.kernel is None:
+        return _fit_matrix(form, list(batches), name)
+    total = _equations(form, batches, name)
+    return None if total is None else _convolution_predictor(form, total)
 
 
 def _too_large(work: float, name: str, form: Form, inputs: Tensor) -> bool:
@@ -155,7 +175,7 @@ def _fit_matrix(form: Form, batches: list[Batch], name: str) -> Predictor | None
     return predict
 
 
-def _fit_convolution(form: Form, batches: Iterable[Batch], name: str) -> Predictor | None:
+def _equations(form: Form, batches: Iterable[Batch], name: str) -> least_squares.Sums | None:
     assert form.kernel is not None
     total, work = None, 0.0
     for batch in batches:
@@ -166,7 +186,7 @@ def _fit_convolution(form: Form, batches: Iterable[Batch], name: str) -> Predict
         part = least_squares.sums(form.front(inputs), targets, form.kernel)
         total = part if total is None else total + part
     assert total is not None
-    return _convolution_predictor(form, total)
+    return total
 
 
 def _image(signals: Tensor) -> Tensor:

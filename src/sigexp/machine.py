@@ -79,7 +79,8 @@ def configure_torch(threads: int | None, deterministic: bool) -> None:
     import torch
 
     torch.set_num_threads(threads or cores())
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    # As torch.use_deterministic_algorithms, which imports torch.compile's compiler besides: two seconds.
+    torch.set_deterministic_debug_mode("warn" if deterministic else "default")
     # Filling memory that is written next, and never read before, costs a tenth of the time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 

@@ -13,6 +13,7 @@ from sigexp.problem import Problem
 
 matplotlib.rcParams.update({"font.size": 8, "axes.titlesize": 8})
 DPI = 100
+PIXELS: Mapping[str, Any] = {"interpolation": "nearest"}
 
 
 def png(figure: Figure) -> bytes:
@@ -21,43 +22,50 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def displayable(image: Tensor, like: Tensor | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-    """One image [C, H, W] for `imshow`: colours as they are, a single channel in grey between the extremes of `like`
-    (by default its own)."""
+def shades(image: Tensor, like: Tensor | None = None) -> np.ndarray:
+    """One image [C, H, W] as RGB [H, W, 3] in 0..1: colours as they are, a single channel in grey between the extremes
+    of `like` (by default its own)."""
     array = image.detach().float().cpu().numpy()
     if array.shape[0] == 3:
-        return array.transpose(1, 2, 0).clip(0, 1), {}
+        return array.transpose(1, 2, 0).clip(0, 1)
     scale = image if like is None else like
     low, high = float(scale[0].min()), float(scale[0].max())
-    return array[0], {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-6)}
+    grey = ((array[0] - low) / max(high - low, 1e-6)).clip(0, 1)
+    return np.repeat(grey[:, :, None], 3, axis=2)
 
 
-def example_rows(problem: Problem, columns: Mapping[str, Tensor], classes: Sequence[str] = ()) -> bytes:
+def tiled(rows: Sequence[Sequence[np.ndarray]], fill: float = 1.0) -> np.ndarray:
+    """Images of one size, [H, W] or [H, W, 3], as one, with a gap between them: axes are slow, and images are not.
+
+    A gap is a 32nd of an image, at least a pixel; where images are missing from the last row there is gap.
+    """
+    first = rows[0][0]
+    (height, width), gap = first.shape[:2], max(1, max(first.shape[:2]) // 32)
+    extent = (len(rows) * (height + gap) - gap, max(map(len, rows)) * (width + gap) - gap)
+    whole = np.full((*extent, *first.shape[2:]), fill, dtype=np.float32)
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            whole[i * (height + gap) :, j * (width + gap) :][:height, :width] = image
+    return whole
+
+
+def example_rows(problem: Problem, columns: Mapping[str, Tensor]) -> bytes:
     """A grid of signals: a column per name ('input', 'output', 'target', a reference), a row per example.
 
-    Columns hold [N, C, H, W] or [N, C, T]; of a class problem only inputs are signals, and `classes` are the
-    captions of the rows (what it is, what the model says).
+    Columns hold [N, C, H, W] or [N, C, T].
     """
     if problem.kind == "sequence":
         return sequence_rows(columns)
-    rows = len(next(iter(columns.values())))
-    aspect = next(iter(columns.values())).shape[-2] / next(iter(columns.values())).shape[-1]
-    figure = Figure(
-        figsize=(1.7 * len(columns), 1.7 * aspect * rows + 0.2 * (1 + bool(classes) * rows)), layout="tight"
-    )
-    axes = figure.subplots(rows, len(columns), squeeze=False)
-    for column, (name, images) in enumerate(columns.items()):
-        for row in range(rows):
-            axis = axes[row][column]
-            # Outputs are shown on their target's scale, so that a wrong gain or offset can be seen.
-            array, style = displayable(images[row], columns["target"][row] if name != "input" else None)
-            axis.imshow(array, interpolation="nearest", **style)
-            axis.set_xticks([])
-            axis.set_yticks([])
-            if row == 0 and not classes:
-                axis.set_title(name)
-            if classes and column == 0:
-                axis.set_title(classes[row])
+    rows = len(columns["target"])
+    height, width = next(iter(columns.values())).shape[-2:]
+    figure = Figure(figsize=(1.7 * len(columns), 1.7 * height / width * rows + 0.2), layout="tight")
+    axes = figure.subplots(1, len(columns), squeeze=False)[0]
+    for axis, (name, images) in zip(axes, columns.items(), strict=True):
+        # Outputs are shown on their target's scale, so that a wrong gain or offset can be seen.
+        likes = images if name == "input" else columns["target"]
+        axis.imshow(tiled([[shades(image, like)] for image, like in zip(images, likes, strict=True)]), **PIXELS)
+        axis.set_axis_off()
+        axis.set_title(name)
     return png(figure)
 
 
@@ -70,8 +78,7 @@ def class_grid(images: Tensor, captions: Sequence[str]) -> bytes:
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, image, caption in zip(axes.flat, images, captions, strict=False):
-        array, style = displayable(image)
-        axis.imshow(array, interpolation="nearest", **style)
+        axis.imshow(shades(image), **PIXELS)
         axis.set_title(caption)
     return png(figure)
 
@@ -157,19 +164,17 @@ def kernels(model: nn.Module, most: int = 64) -> bytes | None:
     planes = array.reshape(-1, *array.shape[2:])[:most]
     wide = min(8, len(planes))
     high = -(-len(planes) // wide)
-    figure = Figure(figsize=(max(3.5, 1.1 * wide), max(3.0, 1.1 * high) + 0.3), layout="constrained")
-    axes = figure.subplots(high, wide, squeeze=False)
-    planes_shown = []
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, plane in zip(axes.flat, planes, strict=False):
-        if plane.ndim == 1:
-            axis.axhline(0, color="0.7", linewidth=0.5)
-            axis.plot(plane, linewidth=1)
-            axis.set_ylim(-limit, limit)
-        else:
-            planes_shown.append(axis.imshow(plane, **style))
-    if planes_shown:
-        figure.colorbar(planes_shown[0], ax=list(axes.flat), shrink=0.8)
-    figure.suptitle(f"{name}: {' x '.join(map(str, array.shape))}, from {-limit:.2g} to {limit:.2g}")
+    figure = Figure(figsize=(max(3.5, 1.1 * wide), max(3.0, 1.1 * high) + 0.3), layout="tight")
+    axis = figure.subplots()
+    axis.set_axis_off()
+    if planes.ndim == 2:
+        taps = np.linspace(-0.4, 0.4, planes.shape[1])
+        for number, plane in enumerate(planes):
+            column, middle = number % wide, -(number // wide)
+            axis.plot([column - 0.4, column + 0.4], [middle, middle], color="0.7", linewidth=0.5)
+            axis.plot(column + taps, middle + 0.45 * plane / limit, color="C0", linewidth=1)
+    else:
+        shown = axis.imshow(tiled([list(planes[i : i + wide]) for i in range(0, len(planes), wide)], np.nan), **style)
+        figure.colorbar(shown, shrink=0.8)
+    axis.set_title(f"{name}: {' x '.join(map(str, array.shape))}, from {-limit:.2g} to {limit:.2g}")
     return png(figure)

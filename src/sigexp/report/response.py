@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from sigexp.problem import Problem
-from sigexp.report.figures import png
+from sigexp.report.figures import png, tiled
 from sigexp.signal.response import Response, measure
 
 VALUES = 2**16  # input values measured on, so that it takes a second or two at most
@@ -60,10 +60,9 @@ def decibels(gains: Tensor) -> np.ndarray:
     return np.maximum(20 * np.log10(gains.float().cpu().numpy().clip(1e-12)), FLOOR_DB)
 
 
-def tiled(planes: np.ndarray) -> np.ndarray:
-    """[D, C, H, W] as one image, outputs down and inputs across, with a line of NaN between them."""
-    padded = np.pad(planes, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)
-    return np.concatenate([np.concatenate(list(row), 1) for row in padded], 0)[:-1, :-1]
+def grid(planes: np.ndarray) -> np.ndarray:
+    """[D, C, H, W] as one image, outputs down and inputs across."""
+    return tiled([list(row) for row in planes], np.nan)
 
 
 def few(planes: Tensor) -> Tensor:
@@ -82,13 +81,13 @@ def _show_images(figure: Figure, axes: list[Axes], response: Response) -> None:
     gains = response.gains()
     if response.impulse is None or gains is None:
         return
-    impulse = tiled(around_middle(few(response.impulse), 2, far))
+    impulse = grid(around_middle(few(response.impulse), 2, far))
     limit = float(np.nanmax(np.abs(impulse))) or 1.0
     shown = axes[1].imshow(impulse, cmap="RdBu_r", vmin=-limit, vmax=limit)
     axes[1].set_title("impulse response" + caption(response))
     figure.colorbar(shown, ax=axes[1], shrink=0.8)
     one = gains.shape[0] == gains.shape[1] == 1
-    shown = axes[2].imshow(tiled(decibels(few(gains))), extent=(-0.5, 0.5, 0.5, -0.5) if one else None)
+    shown = axes[2].imshow(grid(decibels(few(gains))), extent=(-0.5, 0.5, 0.5, -0.5) if one else None)
     axes[2].set_title("gain in dB" + (", by cycles per pixel" if one else caption(response)))
     figure.colorbar(shown, ax=axes[2], shrink=0.8)
     for axis in axes[1:] if not one else axes[1:2]:

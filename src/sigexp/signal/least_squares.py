@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GRAM_VALUES = 4096  # largest frame, in values, whose pixel Gram matrix is formed (134 MB in float64)
+GRAM_VALUES = 4096  # largest frame, in values, whose pixel Gram matrix is formed (134 MB in float64 at most)
 PRECISE_FLOPS = 4e10  # up to here products are float64, above it float32, summed in float64
 MOST_FLOPS = 1e12  # ten seconds or so on two cores
 CHUNK = 2**19  # numbers worked on at once
@@ -41,15 +41,27 @@ class Sums:
         matrix, right = self.matrix + other.matrix, self.right + other.right
         return replace(self, matrix=matrix, right=right, energy=self.energy + other.energy)
 
+    def within(self, kernel: tuple[int, int]) -> "Sums":
+        """Those of a smaller window around the same middle, which are among these."""
+        (h, w), (height, width) = self.kernel, kernel
+        if height > h or width > w or height % 2 == 0 or width % 2 == 0:
+            raise ValueError(f"kernel {kernel}: expected odd sides, at most {self.kernel}")
+        taps = len(self.matrix) - w - 1
+        rows, columns = (slice((n - m) // 2, (n + m) // 2) for n, m in ((h, height), (w, width)))
+        window = np.arange(taps).reshape(-1, h, w)[:, rows, columns].ravel()
+        kept = np.r_[window, taps + np.arange(w)[columns], taps + w]
+        return Sums(self.matrix[np.ix_(kept, kept)], self.right[kept], self.energy, kernel)
+
 
 def flops(inputs_shape: tuple[int, ...], kernel: tuple[int, int]) -> float:
     """Arithmetic of `sums` on inputs [N, C, H, W]."""
-    return min(_gram_flops(inputs_shape), _line_flops(inputs_shape, kernel))
+    return min(_gram_flops(inputs_shape, kernel), _line_flops(inputs_shape, kernel))
 
 
-def _gram_flops(shape: tuple[int, ...]) -> float:
-    n, values = shape[0], int(np.prod(shape[1:]))
-    return float(n) * values**2 if values <= GRAM_VALUES else np.inf
+def _gram_flops(shape: tuple[int, ...], kernel: tuple[int, int]) -> float:
+    n, c, rows, columns = shape
+    fits = c * rows * columns <= GRAM_VALUES
+    return 2.0 * n * rows * min(kernel[0], rows) * (c * columns) ** 2 if fits else np.inf
 
 
 def _line_flops(shape: tuple[int, ...], kernel: tuple[int, int]) -> float:
@@ -68,7 +80,7 @@ def sums(inputs: Tensor, targets: Tensor, kernel: tuple[int, int]) -> Sums:
         raise ValueError(f"kernel {kernel}: expected odd sides, which zero padding keeps centred")
     c, d, columns = inputs.shape[1], targets.shape[1], inputs.shape[3]
     dtype = torch.float64 if flops(inputs.shape, kernel) <= PRECISE_FLOPS else torch.float32
-    by_gram = _gram_flops(inputs.shape) < _line_flops(inputs.shape, kernel)
+    by_gram = _gram_flops(inputs.shape, kernel) < _line_flops(inputs.shape, kernel)
     taps = c * h * w
     products = _products_by_gram(inputs.to(dtype), kernel) if by_gram else np.zeros((taps, taps))
     cross, energy = np.zeros((taps, d)), 0.0
@@ -140,36 +152,42 @@ def _products_by_lines(long: Tensor, lines: Tensor, kernel: tuple[int, int], cha
 def _products_by_gram(inputs: Tensor, kernel: tuple[int, int]) -> np.ndarray:
     """The same from the Gram matrix G of the pixels: R[a, b] = sum_p G[p + a, p + b] for kernel offsets a and b."""
     (_, c, rows, columns), (h, w) = inputs.shape, kernel
-    values = c * rows * columns
-    gram = np.zeros((values, values))
-    for part in inputs.flatten(1).split(2500):
-        x = part.numpy()
-        gram += x.T @ x
-    gram = gram.reshape(c, rows, columns, c, rows, columns)
+    gram = _band(inputs, min(h, rows))
     products = np.zeros((c, h, w, c, h, w))
     (top, bottom), (left, right) = _bounds(rows, h), _bounds(columns, w)
-    for dy in range(1 - h, h):
+    for dy in range(gram.shape[3]):
         for dx in range(1 - w, w):
             # The sum of G[q, q + (dy, dx)] over the q = p + a whose p lies in the frame, for all a at once.
             prefix = np.zeros((c, c, rows + 1, columns + 1))
             prefix[..., 1:, 1:] = _diagonal(gram, dy, dx).cumsum(-2).cumsum(-1)
-            i, j = np.arange(max(0, -dy), min(h, h - dy)), np.arange(max(0, -dx), min(w, w - dx))
+            i, j = np.arange(h - dy), np.arange(max(0, -dx), min(w, w - dx))
             lower, upper = prefix[:, :, top[i]], prefix[:, :, bottom[i]]
             box = (upper - lower)[..., right[j]] - (upper - lower)[..., left[j]]  # [C, C, i, j]
             y, x = np.meshgrid(i, j, indexing="ij")
             products[:, y, x, :, y + dy, x + dx] = np.moveaxis(box, (0, 1), (2, 3))
+            products[:, y + dy, x + dx, :, y, x] = np.moveaxis(box, (1, 0), (2, 3))
     return products.reshape(c * h * w, c * h * w)
 
 
+def _band(inputs: Tensor, h: int) -> np.ndarray:
+    """Products of the pixels in every row with those in it and the h - 1 rows below: [H, C, W, h, C, W] float64."""
+    c, rows, columns = inputs.shape[1:]
+    L, band = c * columns, np.zeros((rows, c * columns, h * c * columns))
+    for part in inputs.split(2500):
+        lines = F.pad(part.permute(2, 1, 3, 0), (0, 0, 0, 0, 0, 0, 0, h - 1)).contiguous().view(rows + h - 1, L, -1)
+        S = lines.shape[2]
+        blocks = lines.as_strided((rows, h * L, S), (L * S, S, 1))  # h rows from each row on, which overlap
+        band += torch.bmm(lines[:rows], blocks.mT).numpy()
+    return band.reshape(rows, c, columns, h, c, columns)
+
+
 def _diagonal(gram: np.ndarray, dy: int, dx: int) -> np.ndarray:
-    """gram[c, q, d, q + (dy, dx)] for every pixel q, zero where q + (dy, dx) lies outside: [c, d, H, W]."""
-    c, h, w, d = gram.shape[:4]
-    out = np.zeros((c, d, h, w))
-    rows, columns = np.arange(max(0, -dy), min(h, h - dy)), np.arange(max(0, -dx), min(w, w - dx))
-    if len(rows) and len(columns):
-        y, x = (grid.ravel() for grid in np.meshgrid(rows, columns, indexing="ij"))
-        picked = gram.reshape(c, h * w, d, h * w)[:, y * w + x, :, (y + dy) * w + x + dx]  # [pixels, c, d]
-        out[:, :, y, x] = np.moveaxis(picked, 0, -1)
+    """The products of every pixel q with q + (dy, dx), dy >= 0, zero where that lies outside: [C, C, H, W]."""
+    rows, c, columns = gram.shape[:3]
+    out = np.zeros((c, c, rows, columns))
+    x = np.arange(max(0, -dx), min(columns, columns - dx))
+    if len(x):
+        out[..., x] = gram[:, :, x, dy, :, x + dx].transpose(2, 3, 1, 0)  # numpy puts x in front: [x, H, C, C]
     return out
 
 
