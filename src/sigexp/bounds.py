@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sigexp import evaluation
+from sigexp.layers.chain import chain
 from sigexp.layers.color import LinearizeSRGB
 from sigexp.layers.fft_conv import FFTConv2d
 from sigexp.layers.recurrence import LinearRecurrence
@@ -45,23 +46,19 @@ class Form:
 
 def form_of(model: nn.Module) -> Form | None:
     """The linear family of which a model can be any member; None where it is not seen to have one."""
-    chain = [module for module in _chain(model) if not isinstance(module, nn.Identity)]
+    modules = [module for module in chain(model) if not isinstance(module, nn.Identity)]
     front: nn.Module = nn.Identity()
-    if chain and isinstance(chain[0], LinearizeSRGB):
-        front, chain = chain[0], chain[1:]
-    convolutions = [module for module in chain if _same(module)]
-    if convolutions and len(convolutions) == len(chain):
+    if modules and isinstance(modules[0], LinearizeSRGB):
+        front, modules = modules[0], modules[1:]
+    convolutions = [module for module in modules if same_extent(module)]
+    if convolutions and len(convolutions) == len(modules):
         return _of_convolutions(convolutions, front)
     wide = all(bank.out_channels >= bank.in_channels for bank in convolutions)
-    matrix = [type(module) for module in chain[len(convolutions) :]] == [nn.Flatten, nn.Linear, nn.Unflatten]
+    matrix = [type(module) for module in modules[len(convolutions) :]] == [nn.Flatten, nn.Linear, nn.Unflatten]
     return Form(None, front=front) if matrix and wide else None
 
 
-def _chain(module: nn.Module) -> list[nn.Module]:
-    return [m for child in module for m in _chain(child)] if type(module) is nn.Sequential else [module]
-
-
-def _same(module: nn.Module) -> TypeGuard[Convolution]:
+def same_extent(module: nn.Module) -> TypeGuard[Convolution]:
     """Whether a module is a convolution whose outputs line up with its inputs, zeros beyond the border."""
     if type(module) not in (nn.Conv1d, nn.Conv2d, FFTConv2d):
         return False

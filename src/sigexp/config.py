@@ -36,6 +36,7 @@ class Optimizer:
 class Trainer:
     optimizer: Optimizer = field(default_factory=Optimizer)
     batch_size: int = 100
+    start: str = "random"  # least_squares: of two convolutions, as the best linear filter of what they see
     precision: str = "fp32"  # fp32 or bf16 (autocast)
     schedule: str = "constant"  # constant or cosine: over search.max_samples
     clip_norm: float | None = None  # each member's gradient norm is clipped to this
@@ -198,6 +199,7 @@ def check(config: Mapping[str, Any]) -> None:
     _one_of("trainer.optimizer.name", optimizer["name"], ("sgd", "adam", "adamw"))
     _one_of("trainer.precision", trainer["precision"], ("fp32", "bf16"))
     _one_of("trainer.schedule", trainer["schedule"], ("constant", "cosine"))
+    _one_of("trainer.start", trainer["start"], ("random", "least_squares"))
     _one_of("trainer.execution", trainer["execution"], ("auto", "together", "sequential", "moments"))
     _one_of("trainer.engine", trainer["engine"], ("local",))
     _one_of("search.selection", search["selection"], ("valid", "train"))

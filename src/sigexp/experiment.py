@@ -15,7 +15,7 @@ import yaml
 from torch import nn
 
 import sigexp
-from sigexp import catalog, evaluation, fitting, kernels, machine
+from sigexp import catalog, evaluation, fitting, kernels, machine, starts
 from sigexp import config as configuration
 from sigexp.bounds import excess, linear_bounds, passing
 from sigexp.config import ConfigError
@@ -24,7 +24,7 @@ from sigexp.population.calibrate import Calibration, Wanted, calibrate
 from sigexp.population.feed import Feed
 from sigexp.population.population import Population
 from sigexp.population.shards import Shards
-from sigexp.problem import Problem, Reference
+from sigexp.problem import Batch, Problem, Reference
 from sigexp.report import claims, claims_file, response, verdicts
 from sigexp.report.pictures import pictures
 from sigexp.report.terminal import Terminal, best_reference
@@ -120,6 +120,8 @@ def prepare(config: Mapping[str, Any], names: Names) -> Ready:
     except ValueError as error:
         fit = ", ".join(fitting.fitting(problem, config["footprint"]))
         raise ConfigError(f"{error}\nmodels that fit {names.dataset}: {fit or 'none'}") from error
+    if config["trainer"]["start"] == "least_squares":
+        starts.two_layers(first)  # a ValueError says why not
     return Ready(problem, shapes, settings, members, device)
 
 
@@ -145,6 +147,8 @@ def train(config: Mapping[str, Any], ready: Ready, folder: Path, events: Events,
     if feed.size is not None:
         feed.data()
     log.info("data ready after %.1f s: %s", time.perf_counter() - began, dict(problem.source))
+    if trainer["start"] == "least_squares":
+        begin_linear(ready, feed, config["seed"])
     population, hparams = populate(ready.members, problem, trainer, ready.device)
     with torch.random.fork_rng():
         torch.manual_seed(config["seed"])  # for what draws while it trains, such as dropout
@@ -215,6 +219,17 @@ def initial_model(config: Mapping[str, Any], shapes: tuple, seed: int, member: i
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(np.random.default_rng([seed, 0, member]).integers(2**63)))
         return configuration.build(config["model"], *shapes, what="model")
+
+
+def begin_linear(ready: Ready, feed: Feed, seed: int) -> None:
+    """Let every member begin as the best linear filter of what it sees, each with other random filters beside it."""
+    batch = feed.data() if feed.size is not None else ready.problem.examples("train", 0, starts.EXAMPLES)
+    some = Batch(*(part[: starts.EXAMPLES].cpu() for part in batch))
+    kernel, bias = starts.least_squares_filter(ready.members[0], some)
+    for number, member in enumerate(ready.members):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(np.random.default_rng([seed, 2, number]).integers(2**63)))
+            starts.begin(member, kernel, bias, some.inputs[:200])
 
 
 def populate(

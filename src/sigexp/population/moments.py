@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sigexp.layers.activations import ACTIVATIONS
+from sigexp.layers.chain import chain
 from sigexp.layers.color import LinearizeSRGB
 from sigexp.layers.fft_conv import FFTConv2d
 from sigexp.layers.padding import SymmetricPad
@@ -182,23 +183,18 @@ def front_and_layer(
     """
     if loss is not mse or any(m._forward_hooks or m._forward_pre_hooks for m in template.modules()):
         return None
-    chain = _chain(template)
-    layers = [module for module in chain if isinstance(module, LAYERS)]
+    modules = chain(template)
+    layers = [module for module in modules if isinstance(module, LAYERS)]
     if len(layers) != 1 or type(layers[0]) not in LAYERS:
         return None
-    layer, at = layers[0], chain.index(layers[0])
-    before, after = chain[:at], chain[at + 1 :]
+    layer, at = layers[0], modules.index(layers[0])
+    before, after = modules[:at], modules[at + 1 :]
     plain = {1, getattr(layer, "groups", 1), *getattr(layer, "stride", ())} == {1}
     fixed = all(type(m) in FIXED for m in before) and all(type(m) in RESHAPING for m in after)
     learned = all(parameter.requires_grad for parameter in layer.parameters())
-    if plain and fixed and learned and all(map(_keeps_examples, chain)):
+    if plain and fixed and learned and all(map(_keeps_examples, modules)):
         return nn.Sequential(*before), layer
     return None
-
-
-def _chain(module: nn.Module) -> list[nn.Module]:
-    """The modules that a module runs one after the other."""
-    return [m for child in module for m in _chain(child)] if type(module) is nn.Sequential else [module]
 
 
 def _keeps_examples(module: nn.Module) -> bool:
