@@ -25,8 +25,8 @@ def vgg(
 ) -> nn.Module:
     """The lecture's net after Simonyan and Zisserman 2014: convolution, BatchNorm, ReLU and pooling, thrice.
 
-    head: 'flatten' has a weight for every position and two linear layers, as in the lecture; 'max' takes the maximum
-        over all positions and has one.
+    head: 'flatten' has a weight for every position in the first of its two linear layers, as in the lecture; 'max' takes
+        the maximum over all positions before them.
     outputs: number of logits, by default the number of classes. The lecture's net has 10 for 2 classes.
     """
     images("vgg", input_shape, target_shape)
@@ -42,14 +42,12 @@ def vgg(
     layers: list[nn.Module] = []
     for before, after in pairwise([input_shape[0], *channels]):
         layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.MaxPool2d(2), nn.ReLU()]
-    if head == "flatten":
-        first = nn.Linear(channels[-1] * height * width, hidden)
-        layers += [nn.Flatten(), first, nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, logits)]
-    elif head == "max":
-        layers += [GlobalMax(), nn.Linear(channels[-1], logits)]
-    else:
+    heads: dict[str, tuple[nn.Module, int]] = {"flatten": (nn.Flatten(), height * width), "max": (GlobalMax(), 1)}
+    if head not in heads:
         raise ValueError(f"model.head={head!r}: expected 'flatten' or 'max'")
-    return nn.Sequential(*layers)
+    pooled, positions = heads[head]
+    first = nn.Linear(channels[-1] * positions, hidden)
+    return nn.Sequential(*layers, pooled, first, nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, logits))
 
 
 def fcn(
