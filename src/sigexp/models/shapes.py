@@ -25,8 +25,8 @@ def vgg(
 ) -> nn.Module:
     """The lecture's net after Simonyan and Zisserman 2014: convolution, BatchNorm, ReLU and pooling, thrice.
 
-    head: 'flatten' has a weight for every position in the first of its two linear layers, as in the lecture; 'max' takes
-        the maximum over all positions before them.
+    head: 'flatten' has a weight for every position in the first of its two linear layers, as in the lecture; 'max'
+        takes the maximum over all positions before them.
     outputs: number of logits, by default the number of classes. The lecture's net has 10 for 2 classes.
     """
     images("vgg", input_shape, target_shape)
