@@ -93,8 +93,9 @@ def matrix_picture(shown: dict[str, np.ndarray]) -> bytes:
         views = (matrix, matrix[PART, PART], matrix[pixel].reshape(SIDE, SIDE))
         for row, view in enumerate(views):
             axis = axes[row * len(shown) + column]
+            limit = most / 4 if row == 0 else most / 2  # small weights are many in the whole matrix
             smooth = "antialiased" if row == 0 else "nearest"
-            axis.imshow(view, cmap="RdBu_r", vmin=-most / 2, vmax=most / 2, interpolation=smooth)
+            axis.imshow(view, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation=smooth)
             axis.set_axis_off()
         axes[column].set_title(name)
     return png(figure)

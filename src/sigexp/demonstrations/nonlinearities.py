@@ -28,7 +28,7 @@ LECTURE = {  # target: the lecture's sigmoid for it and half of its range
 SLOPES = (0.4, 0.2, 0.1, 0.05)  # of the sigmoid's input; the height 4 / slope makes the slope at 0 one
 STEEPEST = 10.0  # input slope of a fitted unit: without a limit a softplus becomes a ReLU, a sigmoid a line
 PIECES = (2, 4, 8, 16, 32)
-POINTS = 801
+POINTS = 401
 
 
 def unit(f: Function, parameters: tuple[float, float, float, float], x: np.ndarray) -> np.ndarray:
@@ -86,8 +86,8 @@ def page() -> Page:
         numbers |= {f"{target}_largest": largest, f"{target}_rms": rms, f"{target}_best_rms": best_rms}
         numbers |= {f"{target}_best_largest": best_largest, f"{target}_beyond": beyond}
         claimed += [
-            [target, f"-{half:g}..{half:g}", spelled(parameters), f"{rms:.3f}", f"{largest:.3f}", f"{beyond:.2f}"],
-            ["", "", spelled(best), f"{best_rms:.3f}", f"{best_largest:.3f}", ""],
+            [target, f"-{half:g}..{half:g}", spelled(parameters), f"{rms:.4f}", f"{largest:.4f}", f"{beyond:.2f}"],
+            ["", "", spelled(best), f"{best_rms:.4f}", f"{best_largest:.4f}", ""],
         ]
     slopes = []
     for slope in SLOPES:

@@ -52,7 +52,7 @@ def others() -> dict[str, np.ndarray]:
     along, across = (x + y) / np.sqrt(2), (x - y) / np.sqrt(2)
     square = (x**2 + y**2) / 2.0**2
     return {
-        "Gaussian, sigma 4 and 1, level": centred(gaussian_kernel((1.0, 4.0)), TAPS),
+        "the true Gaussian, sigma 4 and 1": centred(gaussian_kernel(SIGMA), TAPS),
         "the same, turned by 45 degrees": np.exp(-((along / 4) ** 2) / 2 - across**2 / 2),
         "disc of radius 5": ((x**2 + y**2) <= 5**2).astype(float),
         "Laplacian of a Gaussian, sigma 2": (square - 2) * np.exp(-square / 2),
@@ -99,7 +99,7 @@ def page() -> Page:
             table([f"filter, {EXAMPLES:,} examples", "weights", "mse", "mse, interior"], rows),
             f"Test data: {TEST} images of the experiment `gaussian`; the interior leaves out {BORDER} pixels. "
             f"The 15 rows hold {100 * numbers['reach']:.0f} % of the true kernel, which has 33.",
-            Picture("singular_values", values_picture(kernel, true), "singular values, of the largest"),
+            Picture("singular_values", values_picture(kernel), "singular values, of the largest"),
             f"Share of other kernels' energy that separable terms leave; {TAPS} x {TAPS} taps cost {TAPS**2} "
             f"multiplications a pixel, a term {2 * TAPS}:",
             table(
@@ -151,9 +151,9 @@ def kernels_picture(kernel: np.ndarray, reading: np.ndarray, true: np.ndarray) -
     return png(figure)
 
 
-def values_picture(kernel: np.ndarray, true: np.ndarray) -> bytes:
+def values_picture(kernel: np.ndarray) -> bytes:
     figure, (axis,) = panels(1, 1, width=6, height=3)
-    shown = {"least squares": kernel, "true kernel": true, **others()}
+    shown = {"least squares": kernel, **others()}
     for i, (name, one) in enumerate(shown.items()):
         values = np.linalg.svd(one, compute_uv=False)
         axis.semilogy(range(1, TAPS + 1), values / values[0], ".-" if i else "o-", label=name, linewidth=1)
