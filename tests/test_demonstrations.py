@@ -28,7 +28,6 @@ from sigexp.demonstrations import (
 )
 from sigexp.demonstrations.page import Page, Picture, table
 
-
 computed = cache(demonstrate.compute)  # a page that several tests look at
 
 

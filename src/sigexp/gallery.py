@@ -13,11 +13,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from sigexp import pages
+from sigexp import pages, saved
 from sigexp.problem import higher_is_better
-from sigexp.report import figures
+from sigexp.report import figures, response, seeds
 from sigexp.report.tables import number
 from sigexp.report.verdicts import half_interval, spelled_number
+from sigexp.signal.response import NEARLY_LINEAR
 
 WORDS = {True: "yes", False: "**no**", None: "told"}
 PICTURES = {
@@ -110,7 +111,30 @@ def section(name: str, runs: Sequence[Path], folder: Path) -> list[str]:
         if (runs[0] / f"{picture}.png").is_file():
             shutil.copyfile(runs[0] / f"{picture}.png", folder / f"{slug}-{picture}.png")
             shown.append(f"![{meaning}]({slug}-{picture}.png)")
-    return [*parts, *shown]
+    return [*parts, *shown, *over_seeds(runs, results, folder, slug)]
+
+
+def over_seeds(runs: Sequence[Path], results: Sequence[Document], folder: Path, slug: str) -> list[str]:
+    """Pictures of what nearly linear models of all seeds came to, as Markdown; none of other models."""
+    bent = [(result.get("response") or {}).get("superposition_error") for result in results]
+    if any(error is None or error >= NEARLY_LINEAR for error in bent):
+        return []
+    problems = [saved.load_problem(run) for run in runs]
+    looks = [response.measured(saved.load_model(run), problem) for run, problem in zip(runs, problems, strict=True)]
+    known = [look for look in looks if look is not None and look.impulse is not None]
+    if len(known) < len(runs):
+        return []
+    true, labels = problems[0].kernel, problems[0].labels
+    drawn = {
+        "true-kernel": (seeds.kernel(known, true) if true is not None else None, "learned and true impulse response"),
+        "gain": (seeds.band(known, true, labels), "frequency response: median and range over the seeds"),
+    }
+    shown = []
+    for name, (picture, meaning) in drawn.items():
+        if picture is not None:
+            (folder / f"{slug}-{name}.png").write_bytes(picture)
+            shown.append(f"![{meaning}]({slug}-{name}.png)")
+    return shown
 
 
 def lecture_budget(result: Document) -> str:
