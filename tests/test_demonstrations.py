@@ -245,6 +245,18 @@ def test_the_true_gaussian_is_separable_and_others_need_their_terms():
     assert kernels["the true Gaussian, sigma 4 and 1"] == pytest.approx(expected)
 
 
+def test_the_first_singular_pair_reads_the_filter_off_a_fitted_kernel(monkeypatch):
+    monkeypatch.setattr(separable_svd, "EXAMPLES", 200)
+    monkeypatch.setattr(separable_svd, "TEST", 20)
+    numbers = separable_svd.page().numbers
+    assert numbers["rank_1_residual"] < 0.02
+    assert numbers["reading_error"] < numbers["kernel_error"]
+    true = np.exp(-((np.arange(33) - 16.0) ** 2) / 32)
+    assert numbers["reach"] == pytest.approx(true[9:24].sum() / true.sum(), rel=1e-3)
+    errors = {name: value for name, value in numbers.items() if name.endswith(": mse")}
+    assert min(errors, key=errors.__getitem__) == "least squares of a column and a row: mse"
+
+
 def test_the_true_matrix_filters_as_scipy_does():
     image = np.random.default_rng(0).random((fc_matrix.SIDE, fc_matrix.SIDE))
     filtered = scipy.ndimage.gaussian_filter(image, fc_matrix.SIGMA)

@@ -81,6 +81,17 @@ def test_the_band_is_the_range_of_the_gains(monkeypatch):
     assert dashed[0] == pytest.approx(level[0])
 
 
+def test_a_line_for_each_channel_and_none_for_other_shapes(monkeypatch):
+    figures = titled(monkeypatch)
+    frames = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    colours = response.measure(nn.Conv2d(3, 3, 5, padding=2, dtype=torch.float64).requires_grad_(False), frames)
+    assert seeds.band([colours], None, ("R", "G", "B")) == b"png"
+    assert [line.get_label() for line in figures[0].axes[0].lines] == ["R", "G", "B"]
+    assert seeds.kernel([colours], np.ones((3, 3))) is None
+    grey = response.measure(nn.Conv2d(3, 1, 5, padding=2, dtype=torch.float64).requires_grad_(False), frames)
+    assert seeds.band([grey], None) is None
+
+
 def test_what_answers_to_all_frequencies_alike_has_no_band():
     assert seeds.band(looks(np.array([[2.0]])), None) is None
 

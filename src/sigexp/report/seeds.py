@@ -15,7 +15,7 @@ from sigexp.report.response import around_middle, decibels
 from sigexp.signal.response import Response
 
 MOST_CHANNELS = 4
-EXTENT = 1.25  # of what is shown, over the true kernel's
+MARGIN = 2  # samples shown beyond the true kernel
 NEGLIGIBLE = 1e-4  # of a kernel's largest value
 
 
@@ -26,8 +26,7 @@ def kernel(responses: Sequence[Response], true: np.ndarray) -> bytes | None:
     """
     if any(r.impulse is None or r.impulse.shape[:2] != (1, 1) for r in responses):
         return None
-    wanted = EXTENT * half_extent(true)
-    far = min(int(wanted) + 1, *(min(r.sensitivity.shape) // 2 - 1 for r in responses))
+    far = min(half_extent(true) + MARGIN, *(min(r.sensitivity.shape) // 2 - 1 for r in responses))
     learned = np.stack([around_middle(r.impulse[0, 0], true.ndim, far) for r in responses])  # type: ignore[index]
     expected = fitted_to(true, 2 * far + 1)
     off = float(np.linalg.norm(np.median(learned, 0) - expected) / np.linalg.norm(expected))
