@@ -110,6 +110,19 @@ def test_a_grating_folds_to_where_the_alias_is():
     assert aliasing.share_above(grating, step) == pytest.approx(1)
 
 
+def test_decimation_adds_up_the_spectrum_and_the_band_below_nyquist_is_what_it_leaves_alone():
+    side, step = 64, 4
+    picture = np.random.default_rng(0).random((side, side))
+    spectrum = np.fft.fft2(picture)
+    folded = spectrum.reshape(step, side // step, step, side // step).mean((0, 2))
+    assert np.fft.fft2(aliasing.decimate(picture, step)) == pytest.approx(folded)
+    rows = np.arange(side)[:, None] * np.ones(side)
+    for periods, above in ((7, 0), (8, 1), (9, 1)):  # 16 samples are kept: their Nyquist frequency has 8 periods
+        grating = np.cos(2 * np.pi * periods * rows / side)
+        assert aliasing.share_above(grating, step) == pytest.approx(above)
+        assert aliasing.share_above(grating.T, step) == pytest.approx(above)
+
+
 def test_gaussian_low_pass_is_scipys_and_what_it_costs_is_its_gain():
     picture = np.random.default_rng(0).random((64, 64))
     response = aliasing.gaussian_response(64, 2.0)

@@ -6,6 +6,7 @@ user's ./conf), the former modules of `torch.nn` too; weights are safetensors. N
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ def offered_targets(*groups: str) -> set[str]:
     found: set[str] = set()
     for conf in (catalog.conf_dir(), catalog.user_conf()):
         for path in (path for group in groups for path in (conf / group).glob("*.yaml")) if conf else ():
-            found |= set(targets(yaml.safe_load(path.read_text(encoding="utf-8"))))
+            with suppress(yaml.YAMLError, UnicodeDecodeError):  # a broken file offers nothing; composing it says why
+                found |= set(targets(yaml.safe_load(path.read_text(encoding="utf-8"))))
     return found
 
 
