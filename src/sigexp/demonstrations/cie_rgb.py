@@ -5,6 +5,8 @@ scikit-image's `rgb2xyz` undoes the sRGB curve and then applies the matrix of th
 Colours are compared by CIEDE2000, where 1 is about what the eye tells apart.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import skimage.color
 import torch
@@ -40,8 +42,9 @@ def linear(rgb: np.ndarray) -> np.ndarray:
     return as_planes(srgb_to_linear, rgb)
 
 
-def as_planes(function, rgb: np.ndarray) -> np.ndarray:  # type: ignore[no-untyped-def]
-    planes: Tensor = function(torch.from_numpy(rgb.T.copy())[:, :, None])
+def as_planes(function: Callable[[Tensor], Tensor], rgb: np.ndarray) -> np.ndarray:
+    """A function of planes [3, H, W] of pixels [N, 3]: [N, 3]."""
+    planes = function(torch.from_numpy(rgb.T.copy())[:, :, None])
     return planes[:, :, 0].numpy().T
 
 
