@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from sigexp import gallery
+from sigexp.pages import MARK
+from sigexp.report import claims_file
 
 
 def result(seed: int, psnr: float) -> dict[str, Any]:
@@ -72,23 +74,35 @@ def test_a_page_says_what_was_measured(found, tmp_path):
     assert (folder / "model-linear-curves.png").read_bytes().startswith(b"\x89PNG")
     overview = pages[1].read_text()
     assert "| [bayer](bayer/README.md) | Bayer mosaics to photographs" in overview
-    assert "| 0 of 1 |" in overview
+    assert f"| 0 of 1; {len(claims_file.load('bayer')) - 1} more not run |" in overview
 
 
 def test_what_stands_above_the_mark_is_kept(found, tmp_path):
     path = gallery.write(found, tmp_path / "experiments")[0]
     mine = "# Mosaics\n\nWritten by hand."
-    path.write_text(f"{mine}\n\n{gallery.MARK}\n\nold measurements\n")
+    path.write_text(f"{mine}\n\n{MARK.format('reproduce')}\n\nold measurements\n")
     other = tmp_path / "experiments" / "color"
     other.mkdir()
     (other / "README.md").write_text("# color\n")
     gallery.write({**found, "claims": [{**found["claims"][0], "experiment": "color"}]}, tmp_path / "experiments")
     overview = (tmp_path / "experiments" / "README.md").read_text()
-    assert overview.count("| 0 of 1 |") == 2  # bayer's line stays as it was
+    assert overview.count("| 0 of 1; ") == 2  # bayer's line stays as it was
     gallery.write(found, tmp_path / "experiments")
     text = path.read_text()
     assert text.startswith(mine)
     assert "old measurements" not in text
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("sigexp reproduce bayer -o /home/me/runs --gallery /tmp/x", "sigexp reproduce bayer"),
+        ("sigexp reproduce --gallery=/tmp/x --seeds 3 --output='/a b'", "sigexp reproduce --seeds 3"),
+        ("sigexp reproduce -o/home/me bayer/linear --quick", "sigexp reproduce bayer/linear --quick"),
+    ],
+)
+def test_the_command_of_a_page_names_no_folder_of_a_machine(typed, shown):
+    assert gallery.portable(typed) == shown
 
 
 def test_progress_is_the_best_healthy_member_of_every_round(found):

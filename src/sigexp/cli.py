@@ -55,6 +55,7 @@ def command(words: list[str]) -> int:
         "preview": preview,
         "board": board,
         "reproduce": reproduce,
+        "demonstrate": demonstrate,
     }
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -171,6 +172,26 @@ def reproduce(words: list[str]) -> int:
         for path in gallery.write(found, given.gallery):
             print(path)
     return code
+
+
+def demonstrate(words: list[str]) -> int:
+    """`sigexp demonstrate [NAME...]`: compute the pages of what needs no training."""
+    parser = Parser(prog="sigexp demonstrate", description="Compute the lecture's demonstrations, a page each.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="what to compute; by default all")
+    parser.add_argument("--gallery", type=Path, metavar="DIR", help="where pages go (outputs/gallery)")
+    parser.add_argument("--list", action="store_true", help="show what there is, and stop")
+    given = parser.parse_intermixed_args(words)
+    if given.list:
+        from sigexp.demonstrations import DEMONSTRATIONS
+
+        width = max(map(len, DEMONSTRATIONS))
+        print("\n".join(f"{name:<{width}}  {meaning}" for name, meaning in DEMONSTRATIONS.items()))
+        return 0
+    from sigexp import demonstrate as demonstrations
+
+    for path in demonstrations.write(demonstrations.select(given.names), given.gallery or Path("outputs/gallery")):
+        print(path)
+    return 0
 
 
 def prepare() -> None:

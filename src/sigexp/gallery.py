@@ -5,20 +5,21 @@ in experiments/NAME/README.md is written by hand and stays as it is.
 """
 
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from sigexp import catalog
+from sigexp import pages, saved
 from sigexp.problem import higher_is_better
-from sigexp.report import figures
+from sigexp.report import figures, response, seeds
 from sigexp.report.tables import number
 from sigexp.report.verdicts import half_interval, spelled_number
-from sigexp.track import folder as folders
+from sigexp.signal.response import NEARLY_LINEAR
 
-MARK = "<!-- measured: what follows is written by `sigexp reproduce --gallery`, what stands above is kept -->"
 WORDS = {True: "yes", False: "**no**", None: "told"}
 PICTURES = {
     "examples": "input, target, output and references of test examples",
@@ -32,8 +33,8 @@ Document = Mapping[str, Any]
 def write(found: Document, root: Path) -> list[Path]:
     """The pages of claims.json's experiments, and the overview of all pages there are; the files written."""
     experiments = list(dict.fromkeys(claim["experiment"] for claim in found["claims"]))
-    pages = [page(name, found, root / name) for name in experiments]
-    return [*pages, overview(found, root)]
+    written = [page(name, found, root / name) for name in experiments]
+    return [*written, pages.overview(root, found)]
 
 
 def page(experiment: str, found: Document, folder: Path) -> Path:
@@ -47,20 +48,8 @@ def page(experiment: str, found: Document, folder: Path) -> Path:
     for name, runs in groups(claims).items():
         parts += section(name, runs, folder)
     parts.append(footer(found))
-    path = folder / "README.md"
-    folders.write(path, "\n\n".join([by_hand(path, experiment), MARK, *parts]) + "\n")
-    return path
-
-
-def by_hand(path: Path, experiment: str) -> str:
-    """What stands above the mark, or for a new page its title and the experiment's description."""
-    if path.is_file() and MARK in (text := path.read_text(encoding="utf-8")):
-        return text.partition(MARK)[0].rstrip()
-    return f"# {experiment}\n\n{description(experiment)}."
-
-
-def description(experiment: str) -> str:
-    return next((choice.description for choice in catalog.choices("experiment") if choice.name == experiment), "")
+    start = f"# {experiment}\n\n{pages.description(experiment)}."
+    return pages.write(folder / "README.md", start, "reproduce", parts)
 
 
 def claims_table(claims: Sequence[Document]) -> str:
@@ -122,7 +111,30 @@ def section(name: str, runs: Sequence[Path], folder: Path) -> list[str]:
         if (runs[0] / f"{picture}.png").is_file():
             shutil.copyfile(runs[0] / f"{picture}.png", folder / f"{slug}-{picture}.png")
             shown.append(f"![{meaning}]({slug}-{picture}.png)")
-    return [*parts, *shown]
+    return [*parts, *shown, *over_seeds(runs, results, folder, slug)]
+
+
+def over_seeds(runs: Sequence[Path], results: Sequence[Document], folder: Path, slug: str) -> list[str]:
+    """Pictures of what nearly linear models of all seeds came to, as Markdown; none of other models."""
+    bent = [(result.get("response") or {}).get("superposition_error") for result in results]
+    if any(error is None or error >= NEARLY_LINEAR for error in bent):
+        return []
+    problems = [saved.load_problem(run) for run in runs]
+    looks = [response.measured(saved.load_model(run), problem) for run, problem in zip(runs, problems, strict=True)]
+    known = [look for look in looks if look is not None and look.impulse is not None]
+    if len(known) < len(runs):
+        return []
+    true, labels = problems[0].kernel, problems[0].labels
+    drawn = {
+        "true-kernel": (seeds.kernel(known, true) if true is not None else None, "learned and true impulse response"),
+        "gain": (seeds.band(known, true, labels), "frequency response: median and range over the seeds"),
+    }
+    shown = []
+    for name, (picture, meaning) in drawn.items():
+        if picture is not None:
+            (folder / f"{slug}-{name}.png").write_bytes(picture)
+            shown.append(f"![{meaning}]({slug}-{name}.png)")
+    return shown
 
 
 def lecture_budget(result: Document) -> str:
@@ -196,35 +208,20 @@ def progress(run: Path) -> list[tuple[int, float]]:
 def footer(found: Document) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     return (
-        f"Measured {date.today()} by `{found['command']}`: seeds {', '.join(map(str, found['seeds']))}, of weights and "
-        f"data; {found['machine']}; {versions}."
+        f"Measured {date.today()} by `{portable(found['command'])}`: seeds {', '.join(map(str, found['seeds']))}, of "
+        f"weights and data; {found['machine']}; {versions}."
     )
 
 
-def overview(found: Document, root: Path) -> Path:
-    """experiments/README.md: a line for every page, with the state of its claims."""
-    counts: dict[str, list[bool | None]] = {}
-    for claim in found["claims"]:
-        counts.setdefault(claim["experiment"], []).append(claim["holds"])
-    path = root / "README.md"
-    known = previous(path)
-    for name, states in counts.items():
-        bounded = [state for state in states if state is not None]
-        known[name] = f"{sum(map(bool, bounded))} of {len(bounded)}"
-    lines = ["| experiment | what it shows | claims that hold |", "|---|---|---|"]
-    for name in sorted(p.parent.name for p in root.glob("*/README.md")):
-        lines.append(f"| [{name}]({name}/README.md) | {description(name)} | {known.get(name, '')} |")
-    start = "# Experiments\n\nWhat each experiment shows, measured. `sigexp reproduce` runs and checks all of it."
-    text = path.read_text(encoding="utf-8").partition(MARK)[0].rstrip() if path.is_file() else start
-    folders.write(path, "\n\n".join([text, MARK, "\n".join(lines)]) + "\n")
-    return path
-
-
-def previous(path: Path) -> dict[str, str]:
-    """The counts of an overview that is there, of experiments that were not measured this time."""
-    found = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        cells = [part.strip() for part in line.strip("|").split("|")]
-        if len(cells) == 3 and cells[0].startswith("["):
-            found[cells[0][1:].partition("]")[0]] = cells[2]
-    return found
+def portable(command: str) -> str:
+    """A command of `sigexp reproduce` without the folders of the machine that it was given on."""
+    kept: list[str] = []
+    words = iter(shlex.split(command))
+    for word in words:
+        option, equals, _ = word.partition("=")
+        if option in ("-o", "--output", "--gallery"):
+            if not equals:
+                next(words, None)
+        elif not re.fullmatch("-o.+", word):
+            kept.append(word)
+    return shlex.join(kept)

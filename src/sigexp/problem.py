@@ -57,6 +57,8 @@ class Problem:
     classes: number of classes, for kind 'class'.
     ragged: splits whose examples differ in size (whole photographs) and are therefore taken one by one.
     labels: names of the classes or channels, for pictures and tables.
+    kernel: where targets are linearly filtered inputs, the impulse response [h, w] or [T], its middle at half of every
+        (odd) side; borders may differ.
     """
 
     kind: Literal["image", "sequence", "class"]
@@ -69,6 +71,7 @@ class Problem:
     classes: int | None = None
     ragged: Collection[Split] = ()
     labels: tuple[str, ...] = ()
+    kernel: np.ndarray | None = None
 
     @property
     def headline(self) -> str:

@@ -1,32 +1,33 @@
 """A learned model in a run's folder, and out of it without running anything the folder names.
 
-`model.json` may name only targets that a conf in force offers (the packaged one or the user's ./conf) and modules of
-`torch.nn`; weights are safetensors. No pickle is read.
+`model.json` and the dataset in `config.yaml` may name only targets that a conf in force offers (the packaged one or the
+user's ./conf), the former modules of `torch.nn` too; weights are safetensors. No pickle is read.
 """
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
 from sigexp import catalog, config
+from sigexp.problem import Problem
 from sigexp.track import folder as folders
 
 
-def offered_targets() -> set[str]:
-    """Every model `_target_` of the packaged conf and the user's own."""
+def offered_targets(*groups: str) -> set[str]:
+    """Every `_target_` in some groups of the packaged conf and the user's own."""
     found: set[str] = set()
     for conf in (catalog.conf_dir(), catalog.user_conf()):
-        for path in (conf / "model").glob("*.yaml") if conf else ():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                key, _, value = line.strip().partition(":")
-                if key.lstrip("- ") == "_target_":
-                    found.add(value.split("#")[0].strip().strip("\"'"))
+        for path in (path for group in groups for path in (conf / group).glob("*.yaml")) if conf else ():
+            with suppress(yaml.YAMLError, UnicodeDecodeError):  # a broken file offers nothing; composing it says why
+                found |= set(targets(yaml.safe_load(path.read_text(encoding="utf-8"))))
     return found
 
 
@@ -45,7 +46,7 @@ def targets(node: Any) -> Iterator[str]:
 
 def trusted(target: str) -> bool:
     """Whether a reloaded folder may name this target: one on offer, or a module class of torch.nn itself."""
-    if target in offered_targets():
+    if target in offered_targets("model"):
         return True
     name = target.removeprefix("torch.nn.")
     found = getattr(nn, name, None) if target.startswith("torch.nn.") and name.isidentifier() else None
@@ -57,13 +58,27 @@ def refuse_magic(node: Any, where: Path) -> None:
     if isinstance(node, Mapping):
         for key, value in node.items():
             if str(key).startswith("_") and key != "_target_":
-                raise ValueError(f"{where}: names the key {key!r}, which a saved model has no use for")
+                raise ValueError(f"{where}: names the key {key!r}, which it has no use for")
             refuse_magic(value, where)
     elif isinstance(node, list):
         for item in node:
             refuse_magic(item, where)
     elif isinstance(node, str) and "${" in node:
-        raise ValueError(f"{where}: holds {node!r}; a saved model has plain values only")
+        raise ValueError(f"{where}: holds {node!r}; it may have plain values only")
+
+
+def load_problem(folder: Path) -> Problem:
+    """The problem of a run, built anew from its config.yaml. Raises ValueError for what is missing or not on offer."""
+    path = folder / "config.yaml"
+    try:
+        node = yaml.safe_load(path.read_text(encoding="utf-8"))["dataset"]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: missing, damaged or not a config of sigexp ({error})") from error
+    refuse_magic(node, path)
+    for target in set(targets(node)) - offered_targets("dataset", "experiment"):
+        raise ValueError(f"{path}: names {target!r}, which neither sigexp's conf nor your ./conf offers")
+    problem: Problem = config.build(node, what="dataset")
+    return problem
 
 
 def save_model(folder: Path, model: nn.Module, described: Mapping[str, Any]) -> None:

@@ -16,6 +16,9 @@ Verbs
                                         run what the claims of conf/claims need and check them; NAME is an
                                         EXPERIMENT or EXPERIMENT/CLAIM, by default all; --list only lists;
                                         --gallery writes a page for every experiment
+  demonstrate [NAME...] [--list] [--gallery DIR]
+                                        compute the demonstrations that need no training (aliasing, Gabor banks,
+                                        ...), a page each in DIR/demonstrations (outputs/gallery)
 
 Settings people change most (any field of the config can be set: sigexp experiment=NAME --cfg job)
   experiment=NAME  model=NAME           what is learned, and by what

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from sigexp.problem import Problem, Reference, Split, blockwise, constant, identity, train_size
-from sigexp.signal.gaussian import gaussian_filter
+from sigexp.signal.gaussian import gaussian_filter, gaussian_kernel
 from sigexp.signal.quality import mse
 
 
@@ -50,4 +50,5 @@ def gaussian_impulses(
             "exact": Reference(predict=lambda x: torch.from_numpy(gaussian_filter(x[:, 0].numpy(), sigma))[:, None]),
         },
         source={"signals": "synthetic impulses"},
+        kernel=gaussian_kernel(sigma),
     )

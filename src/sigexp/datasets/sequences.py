@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from sigexp.problem import Problem, Reference, Split, blockwise, constant, identity, train_size
-from sigexp.signal.gaussian import gaussian_matrix
+from sigexp.signal.gaussian import gaussian_kernel, gaussian_matrix
 from sigexp.signal.quality import mse
 from sigexp.signal.recursive import first_order
 
@@ -51,6 +51,7 @@ def iir(
             "exact": Reference(predict=lambda x: torch.from_numpy(exact(x.numpy()))),
         },
         source={"signals": "synthetic impulses"},
+        kernel=first_order(np.eye(1, 2 * length - 1, length - 1)[0], pole=pole, gain=gain),
     )
 
 
@@ -91,6 +92,7 @@ def spikes(
             "exact": Reference(predict=lambda x: x @ torch.from_numpy(matrix).to(x)),
         },
         source={"signals": "synthetic spike trains"},
+        kernel=gain * gaussian_kernel((0.0, sigma))[0],
     )
 
 

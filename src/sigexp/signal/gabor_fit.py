@@ -17,9 +17,16 @@ SHRINK = 0.5
 
 
 def fit_gabor(kernels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Best Gabor functions of kernels [N, T]: share of each kernel's energy left over [N], and their sigma [N].
+    """Best Gabor functions of kernels [N, T]: share of each kernel's energy left over [N], and their sigma [N]."""
+    residual, parameters = nearest_gabor(kernels)
+    return residual, parameters[:, 1]
 
-    An all-zero kernel has a residual of 1. sigma is in samples, within NARROWEST .. WIDEST.
+
+def nearest_gabor(kernels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Best Gabor functions of kernels [N, T]: share of each kernel's energy left over [N], and mu, sigma, f [N, 3].
+
+    An all-zero kernel has a residual of 1. mu and sigma are in samples, the latter within NARROWEST .. WIDEST, f in
+    cycles per sample.
     """
     n, taps = kernels.shape
     energy = (kernels.astype(np.float64) ** 2).sum(1)
@@ -35,7 +42,8 @@ def fit_gabor(kernels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         basis = _basis(tried.reshape(-1, 3), taps).reshape(n, len(around), 2, taps)
         explained = (np.einsum("ngct,nt->ngc", basis, unit) ** 2).sum(2)
         best, share = tried[np.arange(n), explained.argmax(1)], explained.max(1)
-    return 1 - np.where(energy > 0, share, 0), np.exp(best[:, 1])
+    parameters = np.stack([best[:, 0], np.exp(best[:, 1]), best[:, 2]], axis=1)
+    return 1 - np.where(energy > 0, share, 0), parameters
 
 
 def _grid(taps: int) -> tuple[np.ndarray, np.ndarray]:
