@@ -11,7 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from sigexp.problem import higher_is_better
+from sigexp.metrics import higher_is_better
 from sigexp.report.tables import number
 from sigexp.report.terminal import samples
 

@@ -10,7 +10,8 @@ import torch
 
 from sigexp import catalog, cli, experiment, fitting
 from sigexp.config import build
-from sigexp.problem import Problem, higher_is_better
+from sigexp.metrics import higher_is_better
+from sigexp.problem import Problem
 from sigexp.saved import load_model
 
 DATASETS = [choice.name for choice in catalog.choices("dataset")]

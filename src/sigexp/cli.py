@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sigexp import __version__, catalog
-from sigexp.usage import HELP
+from sigexp import __version__, catalog, reading
+from sigexp.usage import HELP, Parser, SystemExitCode
 
 
 class Interrupted(KeyboardInterrupt):
@@ -53,6 +53,8 @@ def command(words: list[str]) -> int:
     verbs: dict[str, Callable[[list[str]], int]] = {
         "list": list_choices,
         "preview": preview,
+        "compare": reading.compare,
+        "report": reading.report,
         "board": board,
         "reproduce": reproduce,
         "demonstrate": demonstrate,
@@ -73,17 +75,6 @@ def command(words: list[str]) -> int:
             f"{words[0]!r} is neither a verb nor a setting NAME=VALUE{hint}; `sigexp --help` shows both"
         )
     return hydra_run(words)
-
-
-class SystemExitCode(ValueError):
-    """A wrong command line; the message is the whole explanation."""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with errors in the form of all others."""
-
-    def error(self, message: str) -> Any:
-        raise SystemExitCode(f"{message}; {self.format_usage().strip()}")
 
 
 def wrong_words(message: str) -> Any:

@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from sigexp.problem import POOLED_OVER_PIXELS, Problem, Split
+from sigexp.metrics import POOLED_OVER_PIXELS
+from sigexp.problem import Batch, Problem, Split
 
+Watch = Callable[[Tensor, Batch, Tensor], None]  # (index, examples, outputs) of a chunk
 CHUNK_VALUES = 8_000_000  # input values evaluated at once: 32 MB, small enough for any activation that follows
 
 
@@ -27,10 +29,11 @@ def evaluate(
     split: Split,
     device: str | torch.device = "cpu",
     most: int | None = None,
+    watch: Mapping[str, Watch] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Metrics of several predictors (inputs -> outputs, both on `device`) on one split: predictor -> metric -> value.
 
-    Of a large split the first `most` examples are taken.
+    Of a large split the first `most` examples are taken. watch: predictor -> what is shown every chunk that it did.
 
     Squared errors and pixel errors are weighted by the pixels of an example's frame, so that a large photograph weighs
     more; the other metrics are means over examples.
@@ -44,6 +47,8 @@ def evaluate(
         for name, predict in predictors.items():
             with torch.no_grad():
                 outputs = predict(inputs)
+                if watch and name in watch:
+                    watch[name](index, Batch(inputs, targets), outputs)
                 for metric, function in problem.metrics.items():
                     total = float(function(outputs, targets).cpu().double().sum())
                     sums[name][metric] += total * (weight if metric in POOLED_OVER_PIXELS else 1)
@@ -54,12 +59,17 @@ def evaluate(
 
 
 def evaluate_all(
-    predictors: Mapping[str, Callable[[Tensor], Tensor]], problem: Problem, device: str | torch.device = "cpu"
+    predictors: Mapping[str, Callable[[Tensor], Tensor]],
+    problem: Problem,
+    device: str | torch.device = "cpu",
+    watch: Mapping[str, Watch] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """`evaluate` on every test set; metrics of sets beside 'test' are named `set/metric`."""
+    """`evaluate` on every test set; metrics of sets beside 'test' are named `set/metric`. `watch` sees 'test' alone."""
     results: dict[str, dict[str, float]] = {name: {} for name in predictors}
     for split in problem.test_splits:
-        for name, metrics in evaluate(predictors, problem, split, device).items():
+        for name, metrics in evaluate(
+            predictors, problem, split, device, watch=watch if split == "test" else None
+        ).items():
             prefix = "" if split == "test" else f"{split}/"
             results[name].update({prefix + metric: value for metric, value in metrics.items()})
     return results

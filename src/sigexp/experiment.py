@@ -25,7 +25,7 @@ from sigexp.population.feed import Feed
 from sigexp.population.population import Population
 from sigexp.population.shards import Shards
 from sigexp.problem import Batch, Problem, Reference
-from sigexp.report import claims, claims_file, response, verdicts
+from sigexp.report import cases, claims, claims_file, page, response, verdicts
 from sigexp.report.pictures import pictures
 from sigexp.report.terminal import Terminal, best_reference
 from sigexp.saved import save_model
@@ -88,7 +88,8 @@ def run(
         looks = response.measured(best, problem)
         sight = looks.field if looks else None
         judged = {**problem.references, **linear_bounds(best, problem, feed, config["footprint"], sight)}
-        test, references = judge(best, problem, judged, ready.device)
+        seen = cases.Cases(problem)
+        test, references = judge(best, problem, judged, ready.device, seen)
         result = {
             **summary(config, names, ready, trained, test, references, command, began),
             "excess": excess(best, problem, test, references),
@@ -96,11 +97,13 @@ def run(
             "response": looks.numbers() if looks else None,
         }
         show(folder, events, best, problem, judged, outcome, ready.device, looks)
+        folders.write(folder / "cases.json", folders.dumps(cases.as_dict(seen, judged, references)))
         events.hparams(hparams_of(config, names), {f"test/{k}": v for k, v in test.items()}, outcome.total_samples)
         result["best"]["train"] = evaluation.evaluate({"": best}, problem, "train", ready.device, TRAIN_EXAMPLES)[""]
         result["kernels"] = kernels.measure(best)
         result["claims"] = verdicts.of_result(stated, result)
         folders.write(folder / "result.json", folders.dumps(result, indent=2) + "\n")
+        page.write(folder)
         log.info("done: %s", folders.dumps(test))
     return Run(folder, result, best)
 
@@ -286,12 +289,19 @@ def recorder(
 
 
 def judge(
-    model: nn.Module, problem: Problem, references: Mapping[str, Reference], device: torch.device
+    model: nn.Module,
+    problem: Problem,
+    references: Mapping[str, Reference],
+    device: torch.device,
+    watch: evaluation.Watch,
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Metrics of the model and of every reference on the test sets, each split passed over once."""
+    """Metrics of the model and of every reference on the test sets, each split passed over once.
+
+    `watch` is shown what the model makes of the test data.
+    """
     known = {name: r.predict for name, r in references.items() if r.predict is not None}
     on_cpu = {name: (lambda f: lambda x: f(x.cpu()).to(device))(predict) for name, predict in known.items()}
-    results = evaluation.evaluate_all({"": model, **on_cpu}, problem, device)
+    results = evaluation.evaluate_all({"": model, **on_cpu}, problem, device, {"": watch})
     test = results.pop("")
     return test, {name: {**results.get(name, {}), **r.values} for name, r in references.items()}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sigexp import pages, saved
-from sigexp.problem import higher_is_better
+from sigexp.metrics import higher_is_better
 from sigexp.report import figures, response, seeds
 from sigexp.report.tables import number
 from sigexp.report.verdicts import half_interval, spelled_number

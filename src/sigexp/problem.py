@@ -23,9 +23,6 @@ from sigexp.machine import cores
 PerExample = Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) -> [B]
 Split = str  # 'train', 'valid', 'test', and whatever further test sets a dataset names
 
-HIGHER_IS_BETTER = frozenset({"psnr", "psnr_interior", "ssim", "iou", "hit_rate"})
-POOLED_OVER_PIXELS = frozenset({"mse", "mse_interior", "pixel_error"})  # the others are means over examples
-
 
 class Batch(NamedTuple):
     """Inputs [B, C, H, W] or [B, C, T]; targets of the same rank, or class indices [B] int64."""
@@ -95,10 +92,6 @@ class Problem:
                 raise ValueError(f"split {split!r} is a stream: say where to stop")
             stop = size
         return self.sample(split, torch.arange(start, stop))
-
-
-def higher_is_better(metric: str) -> bool:
-    return metric.rpartition("/")[2] in HIGHER_IS_BETTER
 
 
 def generator(seed: int, split: Split, block: int) -> np.random.Generator:

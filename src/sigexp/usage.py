@@ -1,4 +1,7 @@
-"""What `sigexp --help` says."""
+"""What `sigexp --help` says, and how the verbs' words are parsed."""
+
+import argparse
+from typing import Any
 
 HELP = """\
 sigexp: learning in signal and image processing, configured by YAML
@@ -11,6 +14,9 @@ Usage
 Verbs
   list [experiments|datasets|models|searches] [--json]   what can be chosen
   preview experiment=NAME [-o FILE]     a picture of inputs and targets before any training
+  compare RUN... [--csv] [--html FILE]  a table over runs: mean and 95 % interval over seeds, references beside;
+                                        RUN is a run's folder, a folder of runs, a sweep's folder or a glob
+  report RUN... [-o FILE]               write report.html again, from what lies in a run's folder
   board [DIR] [--port N]                TensorBoard on localhost for the runs in DIR (outputs)
   reproduce [NAME...] [--quick] [--seeds N] [-o DIR] [--list] [--gallery DIR]
                                         run what the claims of conf/claims need and check them; NAME is an
@@ -40,3 +46,14 @@ Hydra's options
 Exit codes: 0 done, 1 internal error or a claim that fails, 2 wrong input, 3 every member diverged,
 4 disk or permission, 130 interrupted, 143 terminated
 """
+
+
+class SystemExitCode(ValueError):
+    """A wrong command line; the message is the whole explanation."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors in the form of all others."""
+
+    def error(self, message: str) -> Any:
+        raise SystemExitCode(f"{message}; {self.format_usage().strip()}")

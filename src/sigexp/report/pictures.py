@@ -68,17 +68,17 @@ def details(problem: Problem, predictors: Mapping[str, Callable[[Tensor], Tensor
     return {name: torch.stack([part[:, :smallest, :smallest] for part in parts]) for name, parts in rows.items()}
 
 
-def busiest(image: Tensor, count: int) -> list[tuple[int, int]]:
+def busiest(image: Tensor, count: int, size: int = DETAIL) -> list[tuple[int, int]]:
     """Corners (top, left), even so that a mosaic keeps its phase, of the windows of [C, H, W] with most variance."""
     height, width = image.shape[1:]
     corners = [
         (top, left)
-        for top in range(0, max(1, height - DETAIL + 1), DETAIL // 2)
-        for left in range(0, max(1, width - DETAIL + 1), DETAIL // 2)
+        for top in range(0, max(1, height - size + 1), size // 2)
+        for left in range(0, max(1, width - size + 1), size // 2)
     ]
-    variance = {c: float(image[:, c[0] : c[0] + DETAIL, c[1] : c[1] + DETAIL].var((1, 2)).sum()) for c in corners}
+    variance = {c: float(image[:, c[0] : c[0] + size, c[1] : c[1] + size].var((1, 2)).sum()) for c in corners}
     chosen: list[tuple[int, int]] = []
     for corner in sorted(corners, key=variance.__getitem__, reverse=True):
-        if all(abs(corner[0] - c[0]) >= DETAIL or abs(corner[1] - c[1]) >= DETAIL for c in chosen):
+        if all(abs(corner[0] - c[0]) >= size or abs(corner[1] - c[1]) >= size for c in chosen):
             chosen.append(corner)
     return chosen[:count]

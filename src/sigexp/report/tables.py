@@ -1,11 +1,11 @@
 """Results as tables for the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.table import Table
 
-from sigexp.problem import higher_is_better
+from sigexp.metrics import higher_is_better
 
 
 def number(value: float | None, metric: str = "") -> str:
@@ -26,14 +26,19 @@ def result_tables(result: Mapping[str, Any]) -> list[Table]:
     """The model's test metrics beside every reference, a table for each test set, sorted by the first metric."""
     test: dict[str, float] = result["best"]["test"]
     rows = {f"{result['model']['name']} (learned)": test, **result["references"]}
-    sets: dict[str, list[str]] = {}
-    for metric in test:
-        sets.setdefault(metric.rpartition("/")[0], []).append(metric)
     notes = {"": split_in_words(result)}
     return [
         set_table(f"{result['experiment']}: test data{name and ', ' + name}", rows, metrics, notes.get(name))
-        for name, metrics in sets.items()
+        for name, metrics in test_sets(test).items()
     ]
+
+
+def test_sets(test: Iterable[str]) -> dict[str, list[str]]:
+    """The metrics of a result by test set: '' and those whose metrics have a prefix."""
+    sets: dict[str, list[str]] = {}
+    for metric in test:
+        sets.setdefault(metric.rpartition("/")[0], []).append(metric)
+    return sets
 
 
 def split_in_words(result: Mapping[str, Any]) -> str | None:
@@ -60,12 +65,7 @@ def set_table(
     for metric in metrics:
         table.add_column(metric.rpartition("/")[2], justify="right", no_wrap=True)
     best = {metric: best_value(rows, metric) for metric in metrics}
-
-    def rank(name: str) -> float:
-        value = rows[name].get(metrics[0])
-        return float("inf") if value is None else -value if higher_is_better(metrics[0]) else value
-
-    for name in sorted(rows, key=rank):
+    for name in ranked(rows, metrics[0]):
         cells = []
         for metric in metrics:
             value = rows[name].get(metric)
@@ -75,6 +75,16 @@ def set_table(
     return table
 
 
-def best_value(rows: Mapping[str, Mapping[str, float]], metric: str) -> float | None:
-    values = [row[metric] for row in rows.values() if row.get(metric) is not None]
+def ranked(rows: Mapping[str, Mapping[str, float | None]], metric: str) -> list[str]:
+    """The names of the rows, the best value of a metric first, those without one last."""
+
+    def rank(name: str) -> float:
+        value = rows[name].get(metric)
+        return float("inf") if value is None else -value if higher_is_better(metric) else value
+
+    return sorted(rows, key=rank)
+
+
+def best_value(rows: Mapping[str, Mapping[str, float | None]], metric: str) -> float | None:
+    values = [value for row in rows.values() if (value := row.get(metric)) is not None]
     return (max if higher_is_better(metric) else min)(values) if values else None

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from sigexp.problem import higher_is_better
+from sigexp.metrics import higher_is_better
 from sigexp.report.tables import number, result_tables
-from sigexp.report.verdicts import spelled_number
+from sigexp.report.verdicts import claim_numbers
 from sigexp.search.rounds import RoundRecord
 
 log = logging.getLogger("sigexp")
@@ -122,12 +122,4 @@ def show_result(result: Mapping, folder: str) -> None:
     for claim in result["claims"]:
         word = {True: "[green]holds[/green]", False: "[red]does not hold[/red]", None: "measured"}[claim["holds"]]
         console.print(f"claim {word}: {escape(claim['text'])} ({escape(claim_numbers(claim))})", soft_wrap=True)
-    console.print(f"[bold]run[/bold] {folder}", soft_wrap=True)
-
-
-def claim_numbers(claim: Mapping) -> str:
-    """The condition of a claim of result.json and what was measured of it."""
-    path = claim["condition"].split()[0]
-    bound = f", bound {spelled_number(claim['bound'], path)}" if claim["bound"] is not None else ""
-    measured = "nothing" if claim["measured"] is None else spelled_number(claim["measured"], path)
-    return f"{claim['condition']}: measured {measured}{bound}"
+    console.print(f"[bold]run[/bold] {folder} (report.html shows it)", soft_wrap=True)

@@ -189,6 +189,14 @@ def spelled_number(value: float, path: str) -> str:
     )
 
 
+def claim_numbers(claim: Mapping) -> str:
+    """The condition of a claim of result.json and what was measured of it."""
+    path = claim["condition"].split()[0]
+    bound = f", bound {spelled_number(claim['bound'], path)}" if claim["bound"] is not None else ""
+    measured = "nothing" if claim["measured"] is None else spelled_number(claim["measured"], path)
+    return f"{claim['condition']}: measured {measured}{bound}"
+
+
 def show(verdicts: Sequence[Verdict], console: Console) -> None:
     """The table: as wide as the terminal; where output is piped, a line for each condition, fields between tabs."""
     if not console.is_terminal:

@@ -1,0 +1,57 @@
+"""The verbs that read finished runs and execute nothing of them: compare, report. They import no torch."""
+
+import sys
+from pathlib import Path
+
+from sigexp.usage import Parser, SystemExitCode
+
+
+def report(words: list[str]) -> int:
+    """`sigexp report RUN...`: write report.html again."""
+    parser = Parser(prog="sigexp report", description="Write report.html again, from what lies in a run's folder.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, a folder of runs, a sweep or a glob")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the file to write (RUN/report.html)")
+    given = parser.parse_intermixed_args(words)
+    from sigexp.report import page
+    from sigexp.track.find import find
+
+    records = find(given.runs, complain)
+    if given.output and len(records) > 1:
+        raise SystemExitCode(f"-o {given.output}: one file for {len(records)} runs; name one run")
+    for record in records:
+        print(page.write(record.folder, given.output))
+    return 0
+
+
+def compare(words: list[str]) -> int:
+    """`sigexp compare RUN...`: a table over runs."""
+    parser = Parser(
+        prog="sigexp compare",
+        description="A table over finished runs for every experiment. Runs of one config are one row: mean and 95 % "
+        "interval (Student's t) over their seeds. References stand beside them; * marks the best mean.",
+        epilog="example: sigexp compare 'outputs/bayer/*' --html bayer.html",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, a folder of runs, a sweep or a glob")
+    parser.add_argument("--csv", action="store_true", help="a line for every predictor and metric, on standard output")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page as well")
+    given = parser.parse_intermixed_args(words)
+    from rich.console import Console
+
+    from sigexp.report import compare_tables
+    from sigexp.report.compare import compare as compared
+    from sigexp.track import folder
+    from sigexp.track.find import find
+
+    found = compared(find(given.runs, complain))
+    if given.csv:
+        print(compare_tables.as_csv(found), end="")
+    else:
+        compare_tables.show(found, Console(highlight=False))
+    if given.html:
+        folder.write(given.html, compare_tables.as_page(found, given.html))
+        print(given.html, file=sys.stderr)
+    return 0
+
+
+def complain(problem: str) -> None:
+    print(f"sigexp: {problem}", file=sys.stderr)

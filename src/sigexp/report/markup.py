@@ -1,0 +1,50 @@
+"""HTML and SVG by elements. Text is escaped unless it is `Html` already, so that no name can become markup."""
+
+import base64
+import binascii
+import html
+from collections.abc import Iterable
+
+EMPTY = frozenset({"img", "input", "br"})  # elements without an end tag
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class Html(str):
+    """Text that is markup: the result of `element` or `join`, never made of what somebody else wrote."""
+
+
+def escaped(text: object) -> Html:
+    return text if isinstance(text, Html) else Html(html.escape(str(text)))
+
+
+def join(children: Iterable[object], between: str = "") -> Html:
+    return Html(between.join(escaped(child) for child in children))
+
+
+def element(name: str, *children: object, **attributes: object) -> Html:
+    """`<name attributes>children</name>`. A trailing underscore of an attribute is dropped, others become hyphens;
+    one that is None or False is left out, one that is True stands alone."""
+    parts = [name]
+    for key, value in attributes.items():
+        if value is None or value is False:
+            continue
+        key = key.rstrip("_").replace("_", "-")
+        parts.append(key if value is True else f'{key}="{html.escape(str(value))}"')
+    opened = f"<{' '.join(parts)}>"
+    return Html(opened if name in EMPTY else f"{opened}{join(children)}</{name}>")
+
+
+def picture(png: bytes, text: str, **attributes: object) -> Html:
+    """A PNG inside the page. What is no PNG is told by its text alone."""
+    if not png.startswith(PNG):
+        return element("p", f"{text}: not a PNG")
+    data = base64.b64encode(png).decode()
+    return element("img", src=f"data:image/png;base64,{data}", alt=text, **attributes)
+
+
+def decoded(text: object) -> bytes:
+    """The bytes of a base64 text; none where it is damaged."""
+    try:
+        return base64.b64decode(str(text), validate=True)
+    except (binascii.Error, ValueError):
+        return b""

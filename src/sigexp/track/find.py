@@ -1,0 +1,101 @@
+"""Runs by what a user names: a run's folder, a folder of runs, the folder of a sweep, a glob of any of them."""
+
+import glob
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from sigexp.track.record import Record, Unreadable, is_run, load_yaml, mapping, overrides, read
+
+SWEEP = "multirun.yaml"  # what Hydra leaves in a sweep's folder; its runs lie with all others
+STAMP = len("2026-01-01_00-00-00")
+
+
+class NothingFound(ValueError):
+    """None of the words led to a finished run."""
+
+
+def find(words: Sequence[str], tell: Callable[[str], None]) -> list[Record]:
+    """The finished runs of the words, each once, in their order. `tell` gets a line for everything that is none;
+    raises `NothingFound` where nothing is left."""
+    found: dict[Path, Record] = {}
+    for word in words:
+        try:
+            folders = list(folders_of(word))
+        except Unreadable as error:
+            tell(str(error))
+            continue
+        for folder in folders:
+            if folder.resolve() in found:
+                continue
+            try:
+                found[folder.resolve()] = read(folder)
+            except Unreadable as error:
+                tell(str(error))
+    if not found:
+        raise NothingFound(f"no finished run in {', '.join(words)}; give the folder of a run, or of several")
+    return list(found.values())
+
+
+def folders_of(word: str) -> Iterator[Path]:
+    """The folders of runs that a word names, finished or not. Raises `Unreadable` where there are none."""
+    path = Path(word)
+    if path.name == "result.json" and path.is_file():
+        yield path.parent
+    elif path.is_dir():
+        yield from inside(path)
+    elif glob.has_magic(word):
+        places = [Path(name) for name in sorted(glob.glob(word, recursive=True)) if Path(name).is_dir()]
+        if not places:
+            raise Unreadable(f"{word}: matches no folder")
+        for place in places:
+            yield from inside(place)
+    else:
+        raise Unreadable(f"{word}: no such folder")
+
+
+def inside(folder: Path) -> list[Path]:
+    if is_run(folder):
+        return [folder]
+    if (folder / SWEEP).is_file():
+        return swept(folder)
+    found = below(folder)
+    if not found:
+        raise Unreadable(f"{folder}: neither a run nor a folder with runs in it")
+    return found
+
+
+def below(folder: Path) -> list[Path]:
+    """Every run's folder below another, by name."""
+    found = []
+    for place, names, _ in os.walk(folder):
+        if is_run(Path(place)):
+            found.append(Path(place))
+            names.clear()  # nothing below a run is another
+        names.sort()
+    return found
+
+
+def swept(folder: Path) -> list[Path]:
+    """The runs of a sweep: for each of its jobs the first run that began no earlier and has its overrides."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    words = mapping(mapping(mapping(load_yaml(folder, SWEEP)).get("hydra")).get("overrides")).get("task")
+    try:
+        parsed = OverridesParser.create().parse_overrides([str(word) for word in words or []])
+        jobs = [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
+    except (HydraException, TypeError, ValueError) as error:
+        raise Unreadable(f"{folder}: {SWEEP} cannot be read ({' '.join(str(error).split())[:120]})") from error
+    later = [run for run in below(folder.parent.parent) if run.name[:STAMP] >= folder.name[:STAMP]]
+    waiting = {run: overrides(run) for run in sorted(later, key=lambda run: run.name)}
+    found = []
+    for job in jobs:
+        run = next((run for run, given in waiting.items() if given == job), None)
+        if run is not None:
+            found.append(run)
+            del waiting[run]
+    if not found:
+        raise Unreadable(f"{folder}: none of the sweep's {len(jobs)} runs lies in {folder.parent.parent}")
+    return found
