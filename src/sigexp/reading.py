@@ -54,4 +54,6 @@ def compare(words: list[str]) -> int:
 
 
 def complain(problem: str) -> None:
-    print(f"sigexp: {problem}", file=sys.stderr)
+    from sigexp.track.record import printable
+
+    print(f"sigexp: {printable(problem)}", file=sys.stderr)

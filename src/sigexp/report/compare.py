@@ -25,7 +25,7 @@ COSTS = ("parameters", "samples", "seconds")  # of result.json, shown beside the
 
 @dataclass(frozen=True)
 class Row:
-    """A predictor in a table: its values by metric, one for every seed. label: its name and what tells it from others."""
+    """A predictor in a table: its values by metric, one for every seed; `label` is its name and what is its own."""
 
     name: str
     label: str

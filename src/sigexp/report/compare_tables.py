@@ -17,6 +17,7 @@ from sigexp.report.page import page, section
 from sigexp.report.tables import number
 from sigexp.report.verdicts import spelled_number
 from sigexp.report.wording import meaning
+from sigexp.track.record import printable
 
 BEST = "*"
 CELL_PADDING = 3  # characters between two columns of a terminal's table
@@ -50,21 +51,21 @@ def show(comparisons: Sequence[Comparison], console: Console) -> None:
         if console.is_terminal:
             show_table(found, console)
         else:
-            console.file.write("".join("\t".join(map(one_line, line)) + "\n" for line in plain(found)))
+            console.file.write("".join("\t".join(map(printable, line)) + "\n" for line in plain(found)))
 
 
 def show_table(found: Comparison, console: Console) -> None:
     columns, left_out = fitting(found, console.width)
-    table = Table(title=escape(f"{found.experiment}: test data, mean ± 95 % interval"), title_justify="left")
+    table = Table(title=escape(f"{printable(found.experiment)}: test data, mean ± 95 % interval"), title_justify="left")
     table.title_style = "bold"
     table.add_column("predictor", overflow="fold")
     table.add_column("runs", justify="right", no_wrap=True)
     for column in columns:
-        table.add_column(escape(column), justify="right", no_wrap=True)
+        table.add_column(escape(printable(column)), justify="right", no_wrap=True)
     for row in found.rows:
         cells = [escape(cell(found, row, column)) for column in columns]
         runs = str(row.count) if row.learned else ""
-        name = escape(row.label) if row.learned else f"[dim]{escape(row.label)}[/dim]"
+        name = escape(printable(row.label)) if row.learned else f"[dim]{escape(printable(row.label))}[/dim]"
         table.add_row(name, runs, *cells, style="green" if row.learned else None)
     console.print(table)
     console.print(notes(found, left_out), style="dim", highlight=False, markup=False)
@@ -93,10 +94,6 @@ def fitting(found: Comparison, width: int) -> tuple[list[str], list[str]]:
         else:
             left_out.append(column)
     return shown, left_out
-
-
-def one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def plain(found: Comparison) -> list[list[str]]:

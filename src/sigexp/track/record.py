@@ -93,6 +93,11 @@ def numbers(values: Any) -> dict[str, float | None]:
     return {name: finite(value) for name, value in found.items() if value is None or finite(value) is not None}
 
 
+def printable(text: str) -> str:
+    """The text on one line, without what would steer a terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 def is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in MARKS)
 
