@@ -78,6 +78,9 @@ def test_list_names_everything(capsys):
         (["lst"], ["did you mean list"]),
         (["list", "modles"], ["modles"]),
         (["board", "no-such-folder"], ["no-such-folder"]),
+        (["compare", "no-such-folder"], ["no-such-folder", "no finished run"]),
+        (["compare"], ["RUN"]),
+        (["report", "."], ["no finished run"]),
         (["preview", "experiment=gausian"], ["did you mean gaussian"]),
     ],
 )
@@ -104,6 +107,8 @@ def test_a_run_leaves_its_folder(workdir, capsys):
         "composed.yaml",
         "rounds.jsonl",
         "result.json",
+        "cases.json",
+        "report.html",
         "model.safetensors",
         "model.json",
         "run.log",
@@ -134,6 +139,11 @@ def test_a_run_leaves_its_folder(workdir, capsys):
     assert result["samples"] <= 64
     assert result["best"]["test"]["mse"] > 0
     assert result["command"].startswith("sigexp experiment=gaussian")
+    report = (folder / "report.html").read_text()
+    assert f"{result['best']['test']['mse']:.3e}" in report
+    assert report.count("data:image/png") >= 8, "kernels, response, examples, slider, cases"
+    assert main(["compare", str(workdir / "outputs")]) == 0
+    assert f"{result['best']['test']['mse']:.3e} *" in capsys.readouterr().out
 
 
 def rounds(folder):

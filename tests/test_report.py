@@ -264,6 +264,17 @@ def test_the_verdict(value, state, part):
     assert part in found.text
 
 
+def test_the_verdict_beside_what_is_exact():
+    constant, bound = {"constant": {"mse": 0.2}}, {"least_squares_train": {"mse": 1e-15}}
+    found = wording.verdict("conv1d", {"mse": 0.07}, {"exact": {"mse": 0.0}, **constant})
+    assert found.text.endswith(
+        "2.9 times better than the best constant (2.000e-01); the exact algorithm has 0.000e+00."
+    )
+    found = wording.verdict("conv1d", {"mse": 0.07}, {**bound, **constant})
+    assert "far from least_squares_train (1.000e-15), the best of 2 references; ahead of 1 of them" in found.text
+    assert found.state == "between"
+
+
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.0, 17.0), (1e-9, 2e-9), (5.0, 5.0), (0.0, 1e9)])
 def test_linear_ticks_are_few_and_inside(low, high):
     axis = plot.upright([low, high])

@@ -26,11 +26,12 @@ from sigexp.report.terminal import best_reference
 SCHEMA_VERSION = 1
 COUNT = 3  # best and worst cases
 WINDOW = 64  # pixels of a side of a case that is part of a photograph
-SLIDER = 192  # the same for the slider
+SLIDER = 160  # the same for the slider; classical demosaicing takes seconds for a whole photograph
 BORDER = 4  # pixels that the metrics of whole photographs leave out
-MARGIN = 32  # that a reference sees around what is shown of a photograph
+MARGIN = 16  # that a reference sees around what is shown of a photograph
 MOST_PIXELS = 256  # of a side of a picture
 MOST_SAMPLES = 600  # of a sequence
+MOST_LINES = 2  # channels of a sequence drawn as lines; more are an image
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +129,7 @@ def as_dict(
         "count": len(values),
         "window": WINDOW if cases.windows else None,
         "quantiles": spread,
-        "slider": slider(cases, references, judged) if problem.kind == "image" else None,
+        "slider": slider(cases, references, judged),
         "best": [shown(problem, case) for case in cases.best],
         "worst": [shown(problem, case) for case in cases.worst if case not in cases.best],
     }
@@ -138,19 +139,22 @@ def slider(
     cases: Cases, references: Mapping[str, Reference], judged: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Any] | None:
     """The first test example, or the place of most detail in it: input, best classical reference, output, target."""
-    first = cases.first
-    if first is None or first.input.ndim != 3 or first.output.shape[1:] != first.target.shape[1:]:
+    first, kind = cases.first, cases.problem.kind
+    if first is None or kind == "class":
         return None
-    top, left = busiest(first.target, 1, SLIDER)[0] if cases.windows else (0, 0)
+    corner = busiest(first.target, 1, SLIDER)[0] if cases.windows else None
     parts = {"input": first.input, "output": first.output, "target": first.target}
+    if corner is not None:
+        top, left = corner
+        parts = {name: part[:, top : top + SLIDER, left : left + SLIDER] for name, part in parts.items()}
     drawn = {name: r.predict for name, r in references.items() if r.predict and worth_showing(name, references)}
     found = best_reference({name: judged.get(name, {}) for name in drawn}, cases.problem.headline)
-    if cases.windows:
-        parts = {name: part[:, top : top + SLIDER, left : left + SLIDER] for name, part in parts.items()}
     if found is not None:
-        parts[found[0]] = predicted(drawn[found[0]], first.input, (top, left) if cases.windows else None)
+        parts[found[0]] = predicted(drawn[found[0]], first.input, corner)
+    if kind == "sequence":
+        return {"index": first.index, "lines": {n: samples(p) for n, p in parts.items() if p.shape[0] <= MOST_LINES}}
     pictures = {name: encoded(image(parts[name], None if name == "input" else parts["target"])) for name in parts}
-    return {"index": first.index, "reference": found[0] if found else None, "pictures": pictures}
+    return {"index": first.index, "pictures": pictures}
 
 
 def predicted(predict: Callable[[Tensor], Tensor], input_: Tensor, corner: tuple[int, int] | None) -> Tensor:
@@ -175,7 +179,7 @@ def shown(problem: Problem, case: Case) -> dict[str, Any]:
         signals |= {"output": case.output, "target": case.target}
     pictures = {
         name: encoded(image(part, None if name == "input" else case.target))
-        for name, part in signals.items() if part.ndim == 3 or part.shape[0] > 2
+        for name, part in signals.items() if part.ndim == 3 or part.shape[0] > MOST_LINES
     }  # fmt: skip
     lines = {name: samples(part) for name, part in signals.items() if name not in pictures}
     place = {"index": case.index, "corner": case.corner, "value": case.value}

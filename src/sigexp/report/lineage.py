@@ -55,9 +55,8 @@ def metric_chart(
     """The metric on validation data, with the references that lie near."""
     values = [m.valid for m in members if m.valid is not None]
     near = nearest(references, values, metric)
-    direction = "higher is better" if higher_is_better(metric) else "lower is better"
     return population_chart(
-        members, line, lambda m: None if m.diverged else m.valid, f"{metric}, validation ({direction})",
+        members, line, lambda m: None if m.diverged else m.valid, f"{metric}, validation",
         [value for _, value in near], near,
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from sigexp.metrics import higher_is_better
 from sigexp.report import lineage, views
 from sigexp.report.markup import Html, element, join
 from sigexp.report.tables import best_value, number, ranked, test_sets
@@ -59,7 +60,7 @@ def body(record: Record, pictures: views.Pictures) -> Html:
             section("Result", *result_tables(record), excess(record), claims(record)),
             views.slider(cases, pictures),
             curves(record),
-            views.pictures(pictures, record.folder),
+            views.pictures(pictures, record.folder, cases),
             views.cases(cases, pictures),
             section("Data", facts(data_of(record))),
             section("Environment", facts(environment(record))),
@@ -109,7 +110,9 @@ def result_table(record: Record, test_set: str, metrics: list[str]) -> Html:
     rows: dict[str, Mapping[str, float | None]] = {record.model: test}
     rows |= {f"{name}": v for name, v in record.references.items() if any(m in v for m in metrics)}
     best = {metric: best_value(rows, metric) for metric in metrics}
-    heads = ["predictor", *(m.rpartition("/")[2] for m in metrics), "the model beside it"]
+    # The distance comes second, where a phone shows it without scrolling.
+    heads = [m.rpartition("/")[2] for m in metrics]
+    heads = ["predictor", heads[0], "the model beside it", *heads[1:]]
     lines = []
     for name in ranked(rows, headline):
         learned = rows[name] is test
@@ -120,7 +123,7 @@ def result_table(record: Record, test_set: str, metrics: list[str]) -> Html:
             mark = "best" if value is not None and value == best[metric] else None
             cells.append(element("td", number(value, metric), class_=mark))
         distance = "" if learned else beside(test.get(headline), rows[name].get(headline), headline)
-        cells.append(element("td", distance, class_="words"))
+        cells.insert(2, element("td", distance))
         lines.append(element("tr", *cells, class_="learned" if learned else None))
     head = element("thead", element("tr", *(element("th", text, scope="col") for text in heads)))
     title = f"test data{test_set and ', ' + test_set}"
@@ -179,9 +182,10 @@ def curves(record: Record) -> Html:
     charts = [lineage.metric_chart(drawn, line, metric, levels)]
     charts += [lineage.hparam_chart(drawn, line, name) for name in names]
     few = "" if len(drawn) == len(everyone) else f" Drawn are the best of every round, {len(drawn)} of {len(everyone)}."
+    better = "higher" if higher_is_better(metric) else "lower"
     told = (
         f"{len(everyone)} members over {max(m.round for m in everyone)} rounds: every dot is a member after a round, "
-        f"every line leads from a parent to its child.{few} "
+        f"every line leads from a parent to its child; a {better} {metric} is better.{few} "
     )
     legend = element("span", "The line of the best member", class_="key-winner")
     hint = element("p", "Point at a dot, or tap it, to see its ancestors.", class_="readout", aria_live="polite")

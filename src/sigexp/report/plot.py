@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sigexp.report.markup import Html, element, join
 
 WIDTH, HEIGHT = 440, 290
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 42
+LEFT, RIGHT, TOP, BOTTOM = 70, 14, 12, 44
 APART_PX = 13  # between the names of two levels
 
 
@@ -94,7 +94,7 @@ def chart(x: Axis, y: Axis, x_name: str, y_name: str, *content: Html, label: str
     names = [
         text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x_name, "name middle"),
         element(
-            "text", y_name, class_="name middle", transform=f"translate(13 {(HEIGHT - BOTTOM) / 2:.0f}) rotate(-90)"
+            "text", y_name, class_="name middle", transform=f"translate(12 {(HEIGHT - BOTTOM) / 2:.0f}) rotate(-90)"
         ),
     ]
     box = f"0 0 {WIDTH} {HEIGHT}"

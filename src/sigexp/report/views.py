@@ -37,22 +37,27 @@ def cases_of(folder: Path) -> dict[str, Any]:
     return record.cases(folder)
 
 
-def pictures(shown: Pictures, folder: Path) -> Html:
+def pictures(shown: Pictures, folder: Path, cases: Mapping[str, Any]) -> Html:
     """The run's own pictures, drawn on white."""
     found = []
     for name, text in OWN.items():
         path = folder / f"{name}.png"
         if path.is_file() and not path.is_symlink():
+            if name == "examples" and cases.get("kind") == "class":
+                text = "test examples: what they are, and what the model said"
             image = shown.show(path.read_bytes(), text, class_="paper")
             found.append(element("figure", image, element("figcaption", text)))
-    heading = "Kernels and responses"
+    heading = "Kernels, responses, examples"
     return element("section", element("h2", heading), *found) if found else Html()
 
 
 def slider(cases: Mapping[str, Any], shown: Pictures) -> Html:
     """Two pictures over each other with a divider to drag; side by side on paper and without JavaScript."""
     found = record.mapping(cases.get("slider"))
-    kept = record.mapping(found.get("pictures"))
+    kept, drawn = record.mapping(found.get("pictures")), lines(record.mapping(found.get("lines")))
+    title, note = element("h2", "Before and after"), f"Test example {found.get('index', '')}. "
+    if drawn:
+        return element("section", title, element("p", note), element("div", drawn, class_="charts"))
     if "output" not in kept:
         return Html()
     names = ["input", *(name for name in kept if name not in ("input", "output", "target")), "output", "target"]
@@ -60,9 +65,8 @@ def slider(cases: Mapping[str, Any], shown: Pictures) -> Html:
     for name in (name for name in names if name in kept):
         image = shown.show(decoded(kept[name]), name, class_="pixels")
         figures.append(element("figure", image, element("figcaption", name), data_name=name))
-    note = f"Test example {found.get('index', '')}. "
     return element(
-        "section", element("h2", "Before and after"),
+        "section", title,
         element("p", note, "The model's output beside its input, the best classical reference and the target."),
         element("div", *figures, class_="slider"),
     )  # fmt: skip
@@ -85,7 +89,8 @@ def cases(found: Mapping[str, Any], shown: Pictures) -> Html:
     numbers = [record.finite(value) for value in spread] if isinstance(spread, list) else []
     what = f"windows of {window} x {window} pixels" if window else "test examples"
     told = f"{metric} of {record.finite(found.get('count')) or 0:,.0f} {what}"
-    if len(numbers) == 3 and None not in numbers:
+    # Of a metric that is 0 or 1, such as a class's error, quantiles say nothing.
+    if len(numbers) == 3 and None not in numbers and not set(numbers) <= {0.0, 1.0}:
         low, middle, high = (number(value, metric) for value in numbers)
         told += f": median {middle}, nine in ten between {low} and {high}"
     return element("section", element("h2", "Best and worst cases"), element("p", f"{told}."), *groups)
@@ -139,12 +144,14 @@ def overlay(signals: Mapping[str, Sequence[Sequence[float]]]) -> Html:
     every = [sample for channels in signals.values() for channel in channels for sample in channel]
     length = max(len(channel) for channels in signals.values() for channel in channels)
     x, y = plot.across([0, length - 1]), plot.upright(every)
-    order = [name for name in ("input", "target", "output") if name in signals]
+    others = [name for name in signals if name not in ("input", "target", "output")]
+    order = [name for name in ("input", "target", "output", *others) if name in signals]
     drawn, legend = [], []
     for i, name in enumerate(order):
+        style = "reference" if name in others else name
         for channel in signals[name]:
-            drawn.append(plot.line([(x.at(n), y.at(v)) for n, v in enumerate(channel)], f"signal {name}"))
-        legend.append(plot.text(plot.LEFT + 8 + 62 * i, plot.TOP + 10, name, f"signal-name {name}"))
+            drawn.append(plot.line([(x.at(n), y.at(v)) for n, v in enumerate(channel)], f"signal {style}"))
+        legend.append(plot.text(plot.LEFT + 8 + 62 * i, plot.TOP - 2, name, f"signal-name {style}"))
     return plot.chart(x, y, "sample", "value", *drawn, *legend, label=" and ".join(order))
 
 

@@ -93,21 +93,21 @@ def verdict(model: str, test: Values, references: Mapping[str, Values]) -> Verdi
     sign = 1 if higher_is_better(metric) else -1
     if floor and sign * value < sign * known[floor]:
         return Verdict(f"{start}: {beside(value, known[floor], metric)} than {named(floor)}.", "behind")
-    rivals = {name: v for name, v in known.items() if not exact(value, v, metric)}
-    note = "; the exact algorithm is known" if len(rivals) < len(known) else ""
+    # What the targets come from is no rival.
+    rivals = {name: v for name, v in known.items() if name != "exact"}
+    note = f"; the exact algorithm has {number(known['exact'], metric)}" if "exact" in known else ""
     if not rivals:
         return Verdict(f"{start}{note}.", "between")
     best = max(rivals, key=lambda name: sign * rivals[name])
-    behind = sum(sign * v < sign * value for v in rivals.values())
-    of_all = "" if len(rivals) == 1 else f", the best of {len(rivals)} references"
-    if sign * value >= sign * rivals[best]:
-        compared = beside(value, rivals[best], metric)
-        words = "as good as" if compared == "equal" else f"{compared} than"
-        return Verdict(f"{start}: {words} {named(best)} ({number(rivals[best], metric)}){of_all}{note}.", "ahead")
-    ahead = f"; ahead of {behind} of them" if behind and of_all else ""
     compared = beside(value, rivals[best], metric)
-    text = f"{start}: {compared} than {named(best)} ({number(rivals[best], metric)}){of_all}{ahead}{note}."
-    return Verdict(text, "between")
+    words = {"equal": "as good as", "exact": "far from"}.get(compared, f"{compared} than")
+    said = f"{start}: {words} {named(best)} ({number(rivals[best], metric)})"
+    if len(rivals) > 1:
+        behind = sum(sign * v < sign * value for v in rivals.values())
+        said += f", the best of {len(rivals)} references"
+        said += f"; ahead of {behind} of them" if 0 < behind < len(rivals) else ""
+    state = "ahead" if sign * value >= sign * rivals[best] else "between"
+    return Verdict(f"{said}{note}.", state)
 
 
 def named(reference: str) -> str:
