@@ -1,6 +1,7 @@
 """The command line as a user meets it: verbs, help, errors in one or two lines with their exit codes."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -164,12 +165,16 @@ def test_the_same_seeds_give_the_same_rounds(workdir):
     assert found[0] != found[2]
 
 
-def test_a_sweep_runs_every_combination(workdir):
+def test_a_sweep_runs_every_combination_and_can_be_compared(workdir, capsys):
     assert (
         main(["-m", "experiment=gaussian", "model=linear,separable", "dataset.image_size=24", "footprint=5", *TINY])
         == 0
     )
     assert len(list((workdir / "outputs" / "gaussian").iterdir())) == 2
+    hint = capsys.readouterr().err.splitlines()[-1]
+    assert main(shlex.split(hint.partition("sigexp ")[2])) == 0
+    learned = [line for line in capsys.readouterr().out.splitlines() if line.split("\t")[1] in ("linear", "separable")]
+    assert len(learned) == 2
 
 
 @pytest.mark.parametrize("search", ["automlp", "fixed", "random", "lecture"])

@@ -248,7 +248,7 @@ def test_the_page_links_to_the_runs_pages(outputs, tmp_path):
     text = path.read_text()
     (link,) = [part.partition('"')[0] for part in text.split('href="')[1:]]
     assert (path.parent / link).resolve() == (folder / "report.html").resolve()
-    assert "5.000e-02 ± 2.484e-02" in text
+    assert ">5.000e-02<small>± 2.484e-02</small>" in text
     assert "://" not in text
 
 

@@ -230,12 +230,15 @@ def hydra_run(words: list[str]) -> int:
     parser.error = wrong_words  # type: ignore[method-assign]
     sys.argv = ["sigexp", *overrides_first(words, parser)]
     failures: list[Exception] = []
+    sweeps: set[str] = set()
 
     def task(cfg: DictConfig) -> float | None:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
         info = HydraConfig.get()
+        if info.mode == RunMode.MULTIRUN:
+            sweeps.add(str(info.sweep.dir))
         try:
             names = names_of(dict(info.runtime.choices))
             return one_run(config.plain(cfg), names, list(info.overrides.task))
@@ -254,6 +257,8 @@ def hydra_run(words: list[str]) -> int:
             del os.environ["HYDRA_FULL_ERROR"]
     if failures:
         raise failures[0]
+    for sweep in sweeps:
+        print(f"all of them side by side: sigexp compare {shlex.quote(sweep)}", file=sys.stderr)
     return 0
 
 

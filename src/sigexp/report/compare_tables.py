@@ -125,7 +125,7 @@ def csv_row(found: Comparison, row: Row, metric: str) -> dict[str, object]:
     return {
         "experiment": found.experiment,
         "kind": "learned" if row.learned else "reference",
-        "predictor": row.name,
+        "predictor": row.name if row.learned else row.label,
         **row.settings,
         "metric": metric,
         "runs": len(values),
@@ -160,12 +160,15 @@ def html_table(found: Comparison) -> Html:
     heads = [element("th", text, scope="col") for text in ("predictor", "runs", *columns)]
     lines = []
     for row in found.rows:
-        more = ", ".join(f"{k} {v}" for k, v in row.settings.items()) if row.learned else meaning(row.name)
-        cells = [element("th", row.name, element("small", more) if more else "", scope="row")]
+        name, more = row.label, meaning(row.name)
+        if row.learned:
+            name, more = row.name, ", ".join(f"{key} {value}" for key, value in row.settings.items())
+        cells = [element("th", name, element("small", more) if more else "", scope="row")]
         cells.append(element("td", row.count if row.learned else ""))
         for column in columns:
             best = "best" if is_best(found, row, column) else None
-            cells.append(element("td", spread(row, column), class_=best))
+            centre, _, half = spread(row, column).partition(" ± ")
+            cells.append(element("td", centre, element("small", f"± {half}") if half else "", class_=best))
         lines.append(element("tr", *cells, class_="learned" if row.learned else None))
     table = element("table", element("thead", element("tr", *heads)), element("tbody", *lines))
     said = notes(found).replace(f"{BEST} best", "bold: best")
