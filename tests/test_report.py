@@ -15,7 +15,7 @@ import torch
 from sigexp.cli import main
 from sigexp.metrics import higher_is_better
 from sigexp.problem import Batch, Problem, Reference
-from sigexp.report import cases, lineage, page, plot, wording
+from sigexp.report import cases, lineage, page, plot, views, wording
 from sigexp.track import record
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"' onload='x"
@@ -207,6 +207,13 @@ def test_pictures_too_large_for_the_page_are_named_instead(folder):
     assert len(shown.of("img")) >= 6, "the small ones stay"
 
 
+def test_a_link_to_another_file_is_not_shown(folder, tmp_path):
+    (tmp_path / "secret").write_text("seed: 12345\n")
+    (folder / "config.yaml").unlink()
+    (folder / "config.yaml").symlink_to(tmp_path / "secret")
+    assert "12345" not in read(folder).text
+
+
 def test_the_verb_writes_it_again_without_torch(folder, tmp_path):
     code = (
         "import sys; from sigexp.cli import main; assert main(sys.argv[1:]) == 0; "
@@ -334,6 +341,44 @@ def test_of_whole_photographs_the_worst_window_is_found():
     found = cases.as_dict(seen, {"other": shifted}, {"other": {"mse": 1.0}})
     assert found["window"] == 64
     assert set(found["slider"]["pictures"]) == {"input", "output", "target", "other"}
+
+
+def test_targets_of_another_extent_and_values_that_are_not_finite_are_shown_too():
+    targets = torch.rand(2, 1, 160, 160)
+    targets[1, 0, 3, 3] = float("nan")
+
+    def sample(split, index):
+        return Batch(targets[index][..., ::2, ::2], targets[index])
+
+    problem = Problem(
+        kind="image", sample=sample, sizes={"train": 1, "valid": 1, "test": 2}, loss=metric, metrics={"mse": metric},
+        ragged=("test",),
+    )  # fmt: skip
+    seen = cases.Cases(problem)
+    for index in torch.arange(2).split(1):
+        seen(index, problem.sample("test", index), torch.zeros(1, 1, 160, 160))
+    found = cases.as_dict(seen, {"other": Reference(predict=lambda x: x)}, {"other": {"mse": 1.0}})
+    assert found["window"] is None
+    assert [case["index"] for case in found["best"]] == [0, 1], "what is not finite is the worst"
+
+
+def test_a_sequence_is_shown_by_its_samples():
+    signal = torch.linspace(0, 1, 50).reshape(1, 1, 50)
+
+    def sample(split, index):
+        return Batch(signal.expand(len(index), -1, -1), 2 * signal.expand(len(index), -1, -1))
+
+    sizes = {"train": 1, "valid": 1, "test": 4}
+    problem = Problem(kind="sequence", sample=sample, sizes=sizes, loss=metric, metrics={"mse": metric})
+    seen = cases.Cases(problem)
+    seen(torch.arange(4), problem.examples("test"), torch.zeros(4, 1, 50))
+    found = cases.as_dict(seen, {"wiener": Reference(predict=lambda x: 3 * x)}, {"wiener": {"mse": 1.0}})
+    assert list(found["slider"]["lines"]) == ["input", "output", "target", "wiener"]
+    assert found["slider"]["lines"]["wiener"][0][-1] == 3.0
+    shown = views.slider(json.loads(json.dumps(found)), views.Pictures(Path(), 1000))
+    assert shown.count("<polyline") >= 4
+    assert "wiener" in shown
+    assert "<polyline" in views.cases(found, views.Pictures(Path(), 1000))
 
 
 def test_a_tie_of_errors_is_decided_by_the_loss():

@@ -64,6 +64,8 @@ class Cases:
 
     def __call__(self, index: Tensor, batch: Batch, outputs: Tensor) -> None:
         if self.first is None:
+            # Windows are places of the input too.
+            self.windows = self.windows and batch.inputs.shape[2:] == batch.targets.shape[2:]
             self.first = self._case((0.0, 0.0), 0.0, index, batch, outputs, 0)
         found = self._windows(index, batch, outputs) if self.windows else self._examples(index, batch, outputs)
         self.best = sorted([*self.best, *found], key=lambda case: case.rank)[:COUNT]
@@ -202,7 +204,7 @@ def image(signal: Tensor, like: Tensor | None = None) -> Image.Image:
     """[C, H, W], or the channels of a sequence [C, T] as rows, as a picture of bounded size."""
     planes = signal[None] if signal.ndim == 2 else signal
     scale = like[None] if like is not None and like.ndim == 2 else like
-    array = (255 * shades(planes, scale)).round().clip(0, 255).astype(np.uint8)
+    array = np.nan_to_num(255 * shades(planes, scale)).round().clip(0, 255).astype(np.uint8)
     grey = planes.shape[0] != 3
     found = Image.fromarray(array[..., 0] if grey and array.ndim == 3 else array)
     if max(found.size) > MOST_PIXELS:

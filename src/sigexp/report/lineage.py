@@ -12,7 +12,8 @@ from sigexp.report.tables import number
 from sigexp.track.record import Member
 
 MOST_DRAWN = 1200  # members; a page with more would be neither small nor readable
-LOG_FROM = 20.0  # ratio of the largest value to the least from which an axis is logarithmic
+LOG_FROM = 20.0  # ratio of the largest value to the least from which an error's axis is logarithmic
+HPARAM_LOG_FROM = 4.0  # the same for hyperparameters, which a search multiplies
 
 
 def winning_line(members: Sequence[Member], best: object) -> list[Member]:
@@ -75,7 +76,7 @@ def nearest(references: Mapping[str, float], values: Sequence[float], metric: st
 
 
 def hparam_chart(members: Sequence[Member], line: Sequence[Member], name: str) -> Html:
-    return population_chart(members, line, lambda m: m.hparams.get(name), name)
+    return population_chart(members, line, lambda m: m.hparams.get(name), name, log_from=HPARAM_LOG_FROM)
 
 
 def population_chart(
@@ -85,13 +86,14 @@ def population_chart(
     name: str,
     also: Sequence[float] = (),
     levels: Sequence[tuple[str, float]] = (),
+    log_from: float = LOG_FROM,
 ) -> Html:
     """Every member a point, a line from its parent to it, the winning line on top; a diverged one a cross above."""
     known = {m.id: v for m in members if (v := value_of(m)) is not None}
     if not known:
         return element("p", f"{name}: nothing was recorded.")
     every = [*known.values(), *also]
-    log = min(every) > 0 and max(every) > LOG_FROM * min(every)
+    log = min(every) > 0 and max(every) > log_from * min(every)
     x = plot.across([m.total_samples for m in members], from_zero=True)
     y = plot.upright(every, log=log)
     place = {m.id: (x.at(m.total_samples), y.at(known[m.id])) for m in members if m.id in known}

@@ -19,7 +19,7 @@ from sigexp.report.markup import Html, element, join
 from sigexp.report.tables import best_value, number, ranked, test_sets
 from sigexp.report.wording import beside, duration, meaning, verdict
 from sigexp.track import folder as folders
-from sigexp.track.record import Record, finite, mapping, members, numbers, read
+from sigexp.track.record import Record, cases, finite, mapping, members, numbers, read
 
 MOST_BYTES = 2_900_000
 MOST_CONFIG = 40_000  # characters of config.yaml shown
@@ -53,15 +53,15 @@ def page(title: str, content: Html) -> str:
 
 
 def body(record: Record, pictures: views.Pictures) -> Html:
-    cases = views.cases_of(record.folder)
+    seen = cases(record.folder)
     return join(
         [
             header(record),
             section("Result", *result_tables(record), excess(record), claims(record)),
-            views.slider(cases, pictures),
+            views.slider(seen, pictures),
             curves(record),
-            views.pictures(pictures, record.folder, cases),
-            views.cases(cases, pictures),
+            views.pictures(pictures, record.folder, seen),
+            views.cases(seen, pictures),
             section("Data", facts(data_of(record))),
             section("Environment", facts(environment(record))),
             rerun(record),
@@ -235,7 +235,8 @@ def rerun(record: Record) -> Html:
     version = mapping(record.result.get("versions")).get("sigexp", "")
     note = f"With sigexp {version}, on the same data; the same plan gives the same bits on a CPU." if version else ""
     path = record.folder / "config.yaml"
-    config = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    own = path.is_file() and not path.is_symlink()  # a link could put another file of this machine into the page
+    config = path.read_text(encoding="utf-8", errors="replace") if own else ""
     cut = config[:MOST_CONFIG] + ("\n(cut here)" if len(config) > MOST_CONFIG else "")
     details = element("details", element("summary", "All settings (config.yaml)"), element("pre", cut)) if cut else ""
     return section("Run it again", element("pre", command, class_="command"), element("p", note), details)

@@ -33,10 +33,6 @@ class Pictures:
         return picture(png, text, **attributes)
 
 
-def cases_of(folder: Path) -> dict[str, Any]:
-    return record.cases(folder)
-
-
 def pictures(shown: Pictures, folder: Path, cases: Mapping[str, Any]) -> Html:
     """The run's own pictures, drawn on white."""
     found = []
