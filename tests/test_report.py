@@ -104,6 +104,13 @@ def test_its_policy_names_the_hash_of_its_only_script(folder):
     assert f"script-src 'sha256-{digest}'" in text
 
 
+def test_a_reference_of_the_models_name_leaves_the_models_row(tmp_path):
+    folder = runs.write(tmp_path / "run", runs.result("wiener", {"mse": 0.1}, references={"wiener": {"mse": 0.05}}))
+    text = " ".join(read(folder).text.split())
+    assert "wienerlearned1.000e-01" in text
+    assert "wienerthe Wiener filter5.000e-02" in text
+
+
 def test_the_lineage_is_the_records(folder):
     found = read(folder)
     dots = {a["data-id"]: a for a in found.of("circle")[:6]}
@@ -246,6 +253,7 @@ def test_the_verb_refuses_what_is_no_run(tmp_path, capsys):
         (0.5, 0.5, "mse", "equal"),
         (34.68, 35.72, "psnr", "1.04 dB worse"),
         (0.1, 0.25, "error", "15 points better"),
+        (0.3, 0.0, "pixel_error", "30 points worse"),
         (0.9, 0.8, "hit_rate", "10 points better"),
         (0.9, 0.95, "ssim", "0.05 worse"),
         (None, 1.0, "mse", ""),

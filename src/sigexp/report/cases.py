@@ -155,7 +155,7 @@ def slider(
         parts[found[0]] = predicted(drawn[found[0]], first.input, corner)
     if kind == "sequence":
         return {"index": first.index, "lines": {n: samples(p) for n, p in parts.items() if p.shape[0] <= MOST_LINES}}
-    pictures = {name: encoded(image(parts[name], None if name == "input" else parts["target"])) for name in parts}
+    pictures = {name: picture(cases.problem, name, part, parts["target"]) for name, part in parts.items()}
     return {"index": first.index, "pictures": pictures}
 
 
@@ -180,7 +180,7 @@ def shown(problem: Problem, case: Case) -> dict[str, Any]:
     else:
         signals |= {"output": case.output, "target": case.target}
     pictures = {
-        name: encoded(image(part, None if name == "input" else case.target))
+        name: picture(problem, name, part, case.target)
         for name, part in signals.items() if part.ndim == 3 or part.shape[0] > MOST_LINES
     }  # fmt: skip
     lines = {name: samples(part) for name, part in signals.items() if name not in pictures}
@@ -198,6 +198,13 @@ def decision(problem: Problem, case: Case) -> dict[str, Any]:
         "answer": labels[answer] if answer < len(labels) else str(answer),
         "probability": float(shares[answer]),
     }
+
+
+def picture(problem: Problem, name: str, signal: Tensor, target: Tensor) -> str:
+    """Outputs are drawn on their target's scale, so that a wrong gain can be seen; a map of which the place of the
+    greatest value counts has none."""
+    own = name == "input" or problem.headline == "hit_rate"
+    return encoded(image(signal, None if own else target))
 
 
 def image(signal: Tensor, like: Tensor | None = None) -> Image.Image:

@@ -22,6 +22,7 @@ from sigexp.track import folder as folders
 from sigexp.track.record import Record, cases, finite, mapping, members, numbers, read
 
 MOST_BYTES = 2_900_000
+LEARNED = ""  # the model's row; its name may be a reference's too
 MOST_CONFIG = 40_000  # characters of config.yaml shown
 
 
@@ -33,7 +34,7 @@ def write(folder: Path, output: Path | None = None) -> Path:
 
 
 def build(record: Record) -> str:
-    """The page. Pictures that would make it too large are named instead, the largest first."""
+    """The page. Pictures for which there is no room left are named instead."""
     most = MOST_BYTES
     while True:
         text = page(f"{record.experiment}: {record.model}", body(record, views.Pictures(record.folder, most)))
@@ -107,17 +108,17 @@ def result_tables(record: Record) -> list[Html]:
 
 def result_table(record: Record, test_set: str, metrics: list[str]) -> Html:
     test, headline = record.test, metrics[0]
-    rows: dict[str, Mapping[str, float | None]] = {record.model: test}
-    rows |= {f"{name}": v for name, v in record.references.items() if any(m in v for m in metrics)}
+    rows: dict[str, Mapping[str, float | None]] = {LEARNED: test}
+    rows |= {name: values for name, values in record.references.items() if any(m in values for m in metrics)}
     best = {metric: best_value(rows, metric) for metric in metrics}
     # The distance comes second, where a phone shows it without scrolling.
     heads = [m.rpartition("/")[2] for m in metrics]
     heads = ["predictor", heads[0], "the model beside it", *heads[1:]]
     lines = []
     for name in ranked(rows, headline):
-        learned = rows[name] is test
-        what = "learned" if learned else meaning(name)
-        cells = [element("th", name, element("small", what) if what else "", scope="row")]
+        learned = name == LEARNED
+        title, what = (record.model, "learned") if learned else (name, meaning(name))
+        cells = [element("th", title, element("small", what) if what else "", scope="row")]
         for metric in metrics:
             value = rows[name].get(metric)
             mark = "best" if value is not None and value == best[metric] else None

@@ -46,8 +46,6 @@ def beside(model: float | None, reference: float | None, metric: str) -> str:
     """How far the model is from a reference: '1.7 % worse', '0.86 dB better'; '' where there is nothing to compare."""
     if model is None or reference is None:
         return ""
-    if exact(model, reference, metric):
-        return "exact"
     gain = model - reference if higher_is_better(metric) else reference - model
     word = "better" if gain > 0 else "worse"
     if gain == 0:
@@ -57,6 +55,8 @@ def beside(model: float | None, reference: float | None, metric: str) -> str:
         return f"{abs(gain):.2f} dB {word}"
     if name in ("error", "pixel_error", "hit_rate"):
         return f"{100 * abs(gain):.3g} points {word}"
+    if exact(model, reference, metric):
+        return "exact"
     if name in ("ssim", "iou") or min(model, reference) <= 0:
         return f"{abs(gain):.3g} {word}"
     ratio = max(model, reference) / min(model, reference)
