@@ -103,7 +103,12 @@ def run(
         result["kernels"] = kernels.measure(best)
         result["claims"] = verdicts.of_result(stated, result)
         folders.write(folder / "result.json", folders.dumps(result, indent=2) + "\n")
-        page.write(folder)
+        try:
+            page.write(folder)
+        except OSError:
+            raise
+        except Exception as error:  # the result is there, and `sigexp report` can write the page later
+            log.warning("no report.html: %s", " ".join(str(error).split())[:200])
         log.info("done: %s", folders.dumps(test))
     return Run(folder, result, best)
 
