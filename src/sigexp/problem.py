@@ -23,7 +23,9 @@ from sigexp.machine import cores
 PerExample = Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) -> [B]
 Split = str  # 'train', 'valid', 'test', and whatever further test sets a dataset names
 
-HIGHER_IS_BETTER = frozenset({"psnr", "psnr_interior", "ssim", "iou", "hit_rate"})
+HIGHER_IS_BETTER = frozenset(
+    {"psnr", "psnr_interior", "cpsnr", "psnr_r", "psnr_g", "psnr_b", "ssim", "iou", "hit_rate"}
+)
 POOLED_OVER_PIXELS = frozenset({"mse", "mse_interior", "pixel_error"})  # the others are means over examples
 
 

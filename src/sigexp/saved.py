@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
 from sigexp import catalog, config
 from sigexp.track import folder as folders
+
+KINDS = ("image", "sequence", "class")
+LONGEST = 2**24  # samples along an axis of a model's signals
 
 
 def offered_targets() -> set[str]:
@@ -73,17 +76,30 @@ def save_model(folder: Path, model: nn.Module, described: Mapping[str, Any]) -> 
     folders.write(folder / "model.json", folders.dumps(described, indent=2) + "\n")
 
 
+def read_description(folder: Path) -> dict[str, Any]:
+    """What model.json says, its fields checked: `save_model` wrote it, or a stranger did. Raises ValueError."""
+    path = folder / "model.json"
+    for needed in (path, folder / "model.safetensors"):
+        if not needed.is_file():
+            raise ValueError(f"{needed}: no such file; a finished run's folder has it")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        shapes = [found["input_shape"], found["target_shape"]]
+        words = [found["experiment"], found["name"], *found["labels"]]
+        if not (isinstance(found["model"], dict) and found["kind"] in KINDS and all(isinstance(w, str) for w in words)):
+            raise ValueError("a field is not what it should be")
+        if not all(0 < len(shape) < 4 and all(type(n) is int and 0 < n <= LONGEST for n in shape) for shape in shapes):
+            raise ValueError(f"shapes {str(shapes)[:80]}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged or not a model of sigexp ({error})") from error
+    return found
+
+
 def load_model(folder: Path) -> nn.Module:
     """The best member of a run, in evaluation mode on the CPU. Raises ValueError for what is missing or damaged."""
+    found = read_description(folder)
     described, weights = folder / "model.json", folder / "model.safetensors"
-    for path in (described, weights):
-        if not path.is_file():
-            raise ValueError(f"{path}: no such file; a finished run's folder has it")
-    try:
-        found = json.loads(described.read_text(encoding="utf-8"))
-        node, shapes = found["model"], (tuple(found["input_shape"]), tuple(found["target_shape"]))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{described}: damaged or not a model of sigexp ({error})") from error
+    node, shapes = found["model"], (tuple(found["input_shape"]), tuple(found["target_shape"]))
     refuse_magic(node, described)
     for target in targets(node):
         if not trusted(target):
@@ -91,6 +107,7 @@ def load_model(folder: Path) -> nn.Module:
                 f"{described}: names {target!r}, which neither sigexp's conf nor your ./conf offers; "
                 "a model of your own loads in the folder that holds its ./conf"
             )
+    refuse_other_sizes(node, shapes, weights)
     with torch.random.fork_rng(devices=[]):
         model: nn.Module = config.build(node, *shapes, what="model")
     try:
@@ -98,3 +115,23 @@ def load_model(folder: Path) -> nn.Module:
     except (SafetensorError, RuntimeError, OSError) as error:
         raise ValueError(f"{weights}: damaged, or of another model: {str(error).splitlines()[0]}") from error
     return model.eval()
+
+
+def refuse_other_sizes(node: Mapping[str, Any], shapes: tuple[tuple[int, ...], tuple[int, ...]], weights: Path) -> None:
+    """Raise ValueError where the model described is not as large as its weights, before it takes any memory."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model: nn.Module = config.build(node, *shapes, what="model")
+        wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    except (NotImplementedError, RuntimeError):  # a model that computes with its weights while it is made
+        return
+    try:
+        with safe_open(weights, framework="pt") as file:
+            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{weights}: damaged: {str(error).splitlines()[0]}") from error
+    if wanted != found:
+        name = next(n for n in sorted({*wanted, *found}) if wanted.get(n) != found.get(n))
+        raise ValueError(
+            f"{weights}: damaged, or of another model: {name} is {found.get(name)}, not {wanted.get(name)}"
+        )

@@ -1,4 +1,7 @@
-"""What `sigexp --help` says."""
+"""What `sigexp --help` says, and how a wrong command line is answered."""
+
+import argparse
+from typing import Any
 
 HELP = """\
 sigexp: learning in signal and image processing, configured by YAML
@@ -11,6 +14,8 @@ Usage
 Verbs
   list [experiments|datasets|models|searches] [--json]   what can be chosen
   preview experiment=NAME [-o FILE]     a picture of inputs and targets before any training
+  apply RUN FILE... -o OUT [--simulate]  the learned model on your own pictures, arrays and sounds, of any size;
+                                        `sigexp apply --help` says more
   board [DIR] [--port N]                TensorBoard on localhost for the runs in DIR (outputs)
   reproduce [NAME...] [--quick] [--seeds N] [-o DIR] [--list] [--gallery DIR]
                                         run what the claims of conf/claims need and check them; NAME is an
@@ -37,3 +42,19 @@ Hydra's options
 Exit codes: 0 done, 1 internal error or a claim that fails, 2 wrong input, 3 every member diverged,
 4 disk or permission, 130 interrupted, 143 terminated
 """
+
+
+class WrongCommand(ValueError):
+    """A wrong command line; the message is the whole explanation."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors in the form of all others; verbatim: description and epilog keep their lines."""
+
+    def __init__(self, *args: Any, verbatim: bool = False, **settings: Any):
+        shape = argparse.RawDescriptionHelpFormatter if verbatim else argparse.HelpFormatter
+        super().__init__(*args, formatter_class=shape, **settings)
+
+    def error(self, message: str) -> Any:
+        usage = " ".join(self.format_usage().split())
+        raise WrongCommand(f"{message}; {usage}")
