@@ -65,6 +65,7 @@ def prepare(given: Any) -> "Converter":
     from sigexp.converting import Converter
 
     cli.prepare()
+    machine.tune_allocator()
     machine.configure_torch(None, True)
     PIL.Image.MAX_IMAGE_PIXELS = None  # our own limit is checked instead, before anything is decoded
     warnings.simplefilter("ignore")  # of decoders, about odd metadata

@@ -76,7 +76,7 @@ class Converter:
         if array.dtype.kind in "iu" and array.dtype not in (np.uint8, np.uint16):
             raise ValueError(f"a picture of {array.dtype}; expected uint8, uint16, or floats in 0..1")
         pixels = array if array.dtype.kind == "u" else array.astype(np.float32)
-        remarks = ()
+        remarks: tuple[str, ...] = ()
         if pixels.dtype.kind == "f" and float(pixels.max()) > 2:
             remarks = (f"values up to {float(pixels.max()):.4g}, where models see 0..1",)
         picture = Picture(pixels if array.ndim == 3 else pixels[..., None], remarks=remarks)

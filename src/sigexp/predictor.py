@@ -4,7 +4,7 @@ Axes: B batch, C and D channels, H W pixels, T samples, K classes. Signals are f
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -123,24 +123,14 @@ class Predictor:
             )
         return tiling.tiles(extent, cut, tiling.side(self.bytes_per_sample * lanes, cut) if cut else 0)
 
-    def pieces(
-        self, tiles: Sequence[Tile], read: Callable[[tuple[slice, ...]], Tensor]
-    ) -> Iterator[tuple[Tile, Tensor]]:
-        """Every tile with the kept outputs [D, ...] of what `read` gives of it, [C, ...]."""
-        for tile in tiles:
-            values = read(tile.seen)
-            found = self.outputs(values)
-            same = self.kind != "class" and found.shape[1:] == values.shape[1:]
-            yield tile, tile.crop(found) if same else found
-
     def signal(self, values: Tensor) -> Tensor:
         """Outputs [D, ...] or probabilities [K] for a signal [C, ...], in tiles where it is large."""
         tiles = self.plan(values.shape[1:], len(values))
-        pieces = self.pieces(tiles, lambda seen: values[(slice(None), *seen)])
         if len(tiles) == 1:
-            return next(pieces)[1]
+            return self.outputs(values)
         whole: Tensor | None = None
-        for tile, found in pieces:
+        for tile in tiles:
+            found = tile.crop(self.outputs(values[(slice(None), *tile.seen)]))
             whole = torch.empty(len(found), *values.shape[1:]) if whole is None else whole
             whole[(slice(None), *tile.kept)] = found
         assert whole is not None

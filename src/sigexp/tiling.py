@@ -49,10 +49,9 @@ class Tile:
     kept: tuple[slice, ...]
 
     def crop(self, outputs: Tensor) -> Tensor:
-        """The kept part of the outputs [B, D, ...] of what is seen."""
-        return outputs[
-            (..., *(slice(k.start - s.start, k.stop - s.start) for s, k in zip(self.seen, self.kept, strict=True)))
-        ]
+        """The kept part of the outputs [..., H, W] or [..., T] of what is seen."""
+        inner = [slice(k.start - s.start, k.stop - s.start) for s, k in zip(self.seen, self.kept, strict=True)]
+        return outputs[(slice(None),) * (outputs.ndim - len(inner)) + tuple(inner)]
 
 
 def round_up(value: int, multiple: int) -> int:

@@ -51,9 +51,9 @@ class WrongCommand(ValueError):
 class Parser(argparse.ArgumentParser):
     """argparse, with errors in the form of all others; verbatim: description and epilog keep their lines."""
 
-    def __init__(self, *args: Any, verbatim: bool = False, **settings: Any):
+    def __init__(self, *, verbatim: bool = False, **settings: Any):
         shape = argparse.RawDescriptionHelpFormatter if verbatim else argparse.HelpFormatter
-        super().__init__(*args, formatter_class=shape, **settings)
+        super().__init__(formatter_class=shape, **settings)
 
     def error(self, message: str) -> Any:
         usage = " ".join(self.format_usage().split())
