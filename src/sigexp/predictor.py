@@ -225,7 +225,11 @@ def refuse_photograph(pixels: np.ndarray) -> None:
 
 def load(folder: Path) -> Predictor:
     """The best model of a run, ready for signals. Raises ValueError for what is missing, damaged or not trusted."""
-    model = saved.load_model(folder)
+    return described(folder, saved.load_model(folder))
+
+
+def described(folder: Path, model: nn.Module) -> Predictor:
+    """A model with what a run's folder says of it."""
     found = saved.read_description(folder)
     return Predictor(
         model=model,
