@@ -1,9 +1,9 @@
 """sigexp from Python: `sigexp.run("bayer", model="deep")` and `sigexp.load(RUN)`, both of which give a `Result`.
 
-    result = sigexp.run("bayer", model="polyphase", overrides=["search.max_samples=30000"])
-    result                            # in a notebook: the test table and the examples
-    result.show("kernels")            # one of the run's pictures
-    rgb = result.predict(raw)         # a numpy array or a tensor of any size, the same kind back
+result = sigexp.run("bayer", model="polyphase", overrides=["search.max_samples=30000"])
+result                            # in a notebook: the test table and the examples
+result.show("kernels")            # one of the run's pictures
+rgb = result.predict(raw)         # a numpy array or a tensor of any size, the same kind back
 """
 
 import base64

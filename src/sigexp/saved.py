@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from sigexp import catalog, config
 from sigexp.track import folder as folders
 
 KINDS = ("image", "sequence", "class")
+CREATORS = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye})
+LEAST_ELEMENTS = 2**24  # that a model may make, 64 MB: more than its weights where it prepares tables
 LONGEST = 2**24  # samples along an axis of a model's signals
 
 
@@ -107,9 +110,11 @@ def load_model(folder: Path) -> nn.Module:
                 f"{described}: names {target!r}, which neither sigexp's conf nor your ./conf offers; "
                 "a model of your own loads in the folder that holds its ./conf"
             )
-    refuse_other_sizes(node, shapes, weights)
-    with torch.random.fork_rng(devices=[]):
-        model: nn.Module = config.build(node, *shapes, what="model")
+    try:
+        with torch.random.fork_rng(devices=[]), Bounded(max(LEAST_ELEMENTS, weights.stat().st_size)):
+            model: nn.Module = config.build(node, *shapes, what="model")
+    except TooLarge:
+        raise ValueError(f"{described}: describes a larger model than {weights.name} holds; damaged") from None
     try:
         model.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError, OSError) as error:
@@ -117,21 +122,21 @@ def load_model(folder: Path) -> nn.Module:
     return model.eval()
 
 
-def refuse_other_sizes(node: Mapping[str, Any], shapes: tuple[tuple[int, ...], tuple[int, ...]], weights: Path) -> None:
-    """Raise ValueError where the model described is not as large as its weights, before it takes any memory."""
-    try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            model: nn.Module = config.build(node, *shapes, what="model")
-        wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    except (NotImplementedError, RuntimeError):  # a model that computes with its weights while it is made
-        return
-    try:
-        with safe_open(weights, framework="pt") as file:
-            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{weights}: damaged: {str(error).splitlines()[0]}") from error
-    if wanted != found:
-        name = next(n for n in sorted({*wanted, *found}) if wanted.get(n) != found.get(n))
-        raise ValueError(
-            f"{weights}: damaged, or of another model: {name} is {found.get(name)}, not {wanted.get(name)}"
-        )
+class Bounded(TorchFunctionMode):
+    """Refuses to make tensors of more than `most` elements in all, before they take any memory."""
+
+    def __init__(self, most: int):
+        super().__init__()
+        self.left = most
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in CREATORS:
+            self.left -= function(*args, **{**kwargs, "device": "meta"}).numel()
+            if self.left < 0:
+                raise TooLarge
+        return function(*args, **kwargs)
+
+
+class TooLarge(Exception):
+    """A model is described as larger than its weights are."""
