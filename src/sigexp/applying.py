@@ -4,6 +4,7 @@ A file that cannot be used costs a line and the exit code; the others are still 
 not at all, and never over an input.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,8 +145,6 @@ class Application:
 
     def one(self, one: Input, progress: Any) -> "Done | None":
         """Process a file; None, and a line on standard error, where that cannot be done."""
-        from sigexp.errors import DISK, explanation
-
         progress.begin(printable(str(one.path)))
         try:
             if not one.path.exists():
@@ -153,13 +152,10 @@ class Application:
             if not one.path.is_file():
                 raise ValueError("not a file or folder")
             return self.converter.convert(one.path, lambda suffix: self.place(one, suffix), progress.advance)
-        except OSError as error:
-            where = error.filename or one.path
-            self.fail(progress, f"{where}: {error.strerror or error}", 4 if error.errno in DISK else 2)
         except Exception as error:  # whatever a file leads to must not keep the others from being processed
-            code, message = explanation(error)
-            said = message.splitlines()[0]
-            self.fail(progress, said if said.startswith(f"{one.path}:") else f"{one.path}: {said}", code)
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            self.fail(progress, *complaint(one.path, error))
         return None
 
     def fail(self, progress: Any, message: str, code: int) -> None:
@@ -187,6 +183,17 @@ class Application:
         folder.mkdir(parents=True, exist_ok=True)
         self.given_out.add(path)
         return path
+
+
+def complaint(path: Path, error: Exception) -> tuple[str, int]:
+    """What is said of a file that could not be processed, in a line, and the exit code."""
+    from sigexp.errors import DISK, explanation
+
+    if isinstance(error, OSError):
+        return f"{error.filename or path}: {error.strerror or error}", 4 if error.errno in DISK else 2
+    code, message = explanation(error)
+    said = message.splitlines()[0]
+    return said if said.startswith(f"{path}:") else f"{path}: {said}", code
 
 
 def printable(text: str) -> str:

@@ -3,7 +3,7 @@
 Axes: C and D channels, H W pixels, T samples, K classes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -97,8 +97,10 @@ class Converter:
         as_array = self.as_array or single not in (1, 3)
         output = place(".npy" if as_array else ".png")
         kept = np.empty((height, width, single), np.float32 if as_array else picture.pixels.dtype)
-        outside, quality = self.fill(picture, kept, advance)
-        remarks += self.described(kept, outside, as_array)
+        needs = {"least": PADDING, "further": SSIM_REACH} if self.simulate else {}
+        tiles = self.predictor.plan((height, width), channels, **needs)
+        outside, quality = self.fill(picture, tiles, kept, advance)
+        remarks += [self.way(tiles, channels), *self.described(kept, outside, as_array)]
         if as_array:
             folders.write(output, recordings.encode_array(kept[..., 0] if flat and single == 1 else kept))
         else:
@@ -121,13 +123,19 @@ class Converter:
             refuse_photograph(picture.pixels)
         return picture
 
-    def fill(self, picture: Picture, kept: np.ndarray, advance: Advance) -> tuple[int, dict[str, Quality]]:
+    def way(self, tiles: Sequence[Tile], channels: int) -> str:
+        """How a picture is computed, in words."""
+        if len(tiles) > 1:
+            return f"{len(tiles)} tiles"
+        whole = [side.stop for side in tiles[0].kept]
+        return "at once" if self.predictor.is_small(whole, channels) else "at once, as the model sees all of it"
+
+    def fill(
+        self, picture: Picture, tiles: Sequence[Tile], kept: np.ndarray, advance: Advance
+    ) -> tuple[int, dict[str, Quality]]:
         """Compute the outputs [H, W, D] in tiles; returns how many values are far outside 0..1, and the quality."""
-        extent = picture.pixels.shape[:2]
-        needs = {"least": PADDING, "further": SSIM_REACH} if self.simulate else {}
-        tiles = self.predictor.plan(extent, picture.pixels.shape[2], **needs)
         names = (f"{self.predictor.name} (learned)", *METHODS) if self.simulate else ()
-        quality, outside = {name: Quality(extent) for name in names}, 0
+        quality, outside = {name: Quality(picture.pixels.shape[:2]) for name in names}, 0
         for number, tile in enumerate(tiles):
             values = _values(picture, tile.seen)
             found = self.predictor.outputs(mosaic(values) if self.simulate else values)

@@ -21,6 +21,7 @@ from sigexp.signal.bayer import mosaic
 from sigexp.tiling import Sight, Tile
 
 MOSAICS = "sigexp.datasets.bayer.bayer_mosaic"
+MOST_CONFIG_BYTES = 100_000
 GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601
 Array = TypeVar("Array", np.ndarray, Tensor)
 
@@ -103,15 +104,23 @@ class Predictor:
             raise ValueError(f"{self} gives NaN or infinite values for it")
         return found.softmax(1)[0] if self.kind == "class" else found.flatten(0, 1)
 
+    def lanes(self, channels: int) -> int:
+        """How many times the model runs for a signal of so many channels."""
+        return channels if self.treatment(channels) == "each channel alike" else 1
+
+    def is_small(self, extent: Sequence[int], channels: int) -> bool:
+        """Whether a signal is computed at once, however far the model sees."""
+        return self.bytes_per_sample * self.lanes(channels) * math.prod(extent) <= tiling.WORKING_BYTES
+
     def plan(self, extent: Sequence[int], channels: int, *, least: int = 0, further: int = 0) -> list[Tile]:
         """The tiles in which a signal of that extent is computed, one where it is small or cannot be cut.
 
         least: samples that something else beside the model sees to either side. further: samples of valid outputs
         around what is kept. Raises ValueError where it cannot be cut and does not fit into memory.
         """
-        lanes = channels if self.treatment(channels) == "each channel alike" else 1
-        needed = self.bytes_per_sample * lanes * math.prod(extent)
-        if needed <= tiling.WORKING_BYTES or self.kind == "class":
+        each = self.bytes_per_sample * self.lanes(channels)
+        needed = each * math.prod(extent)
+        if self.is_small(extent, channels) or self.kind == "class":
             cut = None
         else:
             cut = self.sight and self.sight.widened(least, further, 2 if self.mosaic else 1)
@@ -121,7 +130,7 @@ class Predictor:
                 f"{self} sees all of it at once, which would take about {needed / 1e9:.0f} GB "
                 f"of memory where {free / 1e9:.0f} GB are free; make it smaller"
             )
-        return tiling.tiles(extent, cut, tiling.side(self.bytes_per_sample * lanes, cut) if cut else 0)
+        return tiling.tiles(extent, cut, tiling.side(each, cut) if cut else 0)
 
     def signal(self, values: Tensor) -> Tensor:
         """Outputs [D, ...] or probabilities [K] for a signal [C, ...], in tiles where it is large."""
@@ -245,10 +254,13 @@ def described(folder: Path, model: nn.Module) -> Predictor:
 
 def _dataset(folder: Path) -> str | None:
     """The target of the run's dataset, which is compared and never imported."""
-    try:
-        config: Any = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        return str(config["dataset"]["_target_"])
-    except FileNotFoundError:
+    path = folder / "config.yaml"
+    if not path.is_file():
         return None
+    if path.stat().st_size > MOST_CONFIG_BYTES:  # YAML takes far more time than it takes bytes
+        raise ValueError(f"{path}: damaged, {path.stat().st_size} bytes")
+    try:
+        config: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return str(config["dataset"]["_target_"])
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'config.yaml'}: damaged ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
