@@ -74,9 +74,9 @@ def ssim(outputs: Tensor, targets: Tensor, *, border: int = 0) -> Tensor:
     `skimage.metrics.structural_similarity(gaussian_weights=True, use_sample_covariance=False, data_range=1)`.
     """
     x, y = (precise(crop(s, border)) for s in (outputs.clamp(0, 1), targets))
-    mean_x, mean_y = windowed(x), windowed(y)
-    var_x, var_y = windowed(x * x) - mean_x**2, windowed(y * y) - mean_y**2
-    covariance = windowed(x * y) - mean_x * mean_y
+    mean_x, mean_y, square_x, square_y, product = windowed(torch.cat([x, y, x * x, y * y, x * y])).chunk(5)
+    var_x, var_y = square_x - mean_x**2, square_y - mean_y**2
+    covariance = product - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
     score = (2 * mean_x * mean_y + c1) * (2 * covariance + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
     return score.reshape(len(outputs), -1).mean(1)
