@@ -81,3 +81,22 @@ def test_damaged_and_missing_files_are_told(done):
     weights.write_bytes(whole)
     with pytest.raises(ValueError, match="damaged"):
         sigexp.load(done.folder)
+
+
+def test_a_model_described_larger_than_its_weights_takes_no_memory(done):
+    path = done.folder / "model.json"
+    described = json.loads(path.read_text())
+    described["model"]["kernel_size"] = 10**6 + 1  # 4 TB
+    path.write_text(json.dumps(described))
+    with pytest.raises(ValueError, match="larger model"):
+        sigexp.load(done.folder)
+
+
+@pytest.mark.parametrize(
+    "change", [{"kind": "video"}, {"labels": [1]}, {"input_shape": [1, -3, 24]}, {"input_shape": "abc"}, {"model": []}]
+)
+def test_a_damaged_description_is_told(done, change):
+    path = done.folder / "model.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match="damaged"):
+        sigexp.load(done.folder)

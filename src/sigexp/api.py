@@ -1,32 +1,168 @@
-"""sigexp from Python: `sigexp.run("bayer", model="deep")` and `sigexp.load(RUN)`."""
+"""sigexp from Python: `sigexp.run("bayer", model="deep")` and `sigexp.load(RUN)`, both of which give a `Result`.
 
+result = sigexp.run("bayer", model="polyphase", overrides=["search.max_samples=30000"])
+result                            # in a notebook: the test table and the examples
+result.show("kernels")            # one of the run's pictures
+rgb = result.predict(raw)         # a numpy array or a tensor of any size, the same kind back
+"""
+
+import base64
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from sigexp import cli, experiment, saved
-from sigexp.experiment import Run
+from sigexp import cli, experiment, predictor
 from sigexp.fields import override_text
+from sigexp.predictor import Array, Predictor
+
+PICTURES = ("examples", "kernels", "response")
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def run(name: str, **settings: Any) -> Run:
-    """Run an experiment as the command line would and return its folder, result and best model.
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a run, which notebooks show by itself; `save` writes it."""
 
-    Settings are the command line's, with `__` for a dot: `run("bayer", model="deep", search__max_samples=10_000)`.
+    png: bytes
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
+    def save(self, path: str | Path) -> Path:
+        """Write the PNG file and return where it is."""
+        path = Path(path)
+        path.write_bytes(self.png)
+        return path
+
+    def __repr__(self) -> str:
+        return f"Picture({len(self.png)} bytes of PNG; a notebook shows it, .save(path) writes it)"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: its folder, what result.json says of it, and its best model with what that is for.
+
+    `result.predict(array)` is the learned model on signals of your own, `result.model` the plain module, in evaluation
+    mode, and `result(inputs)` the same called on a batch [B, C, ...].
+    """
+
+    folder: Path
+    result: Mapping[str, Any]
+    predictor: Predictor
+
+    @property
+    def model(self) -> nn.Module:
+        """The best member, in evaluation mode on the CPU."""
+        return self.predictor.model
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """The model's outputs for a batch [B, C, H, W] or [B, C, T]."""
+        return self.model(inputs)
+
+    def predict(self, array: Array) -> Array:
+        """What the model makes of a numpy array or a tensor, as one of the same kind, float32.
+
+        Pictures are [H, W], [H, W, C] or a batch [B, H, W, C] in numpy, [H, W], [C, H, W] or [B, C, H, W] as tensors;
+        sequences [T], [C, T] or [B, C, T]. They may be of any size where the model's form allows it: large ones are
+        computed in overlapping tiles, with the same result. uint8 and uint16 pictures are divided by their largest
+        value, floats taken as they are, in 0..1. Models of classes give probabilities [K] or [B, K]. Bayer models take
+        the raw picture [H, W], or [H, W, 3] with zeros where a colour was not measured.
+
+        Raises ValueError for what the model cannot take, saying why.
+        """
+        return self.predictor.predict(array)
+
+    def show(self, picture: str = "examples") -> Picture:
+        """A picture of the run: 'examples' (inputs, outputs, targets, references), 'kernels' or 'response'.
+
+        Raises ValueError where the run has no such picture.
+        """
+        if picture not in PICTURES:
+            raise ValueError(f"show({picture!r}): expected one of {', '.join(map(repr, PICTURES))}")
+        path = self.folder / f"{picture}.png"
+        data = path.read_bytes() if path.is_file() else b""
+        if not data.startswith(PNG):
+            raise ValueError(f"{path}: no such picture; the run's model may have none")
+        return Picture(data)
+
+    def __repr__(self) -> str:
+        (_, metrics), (_, values), *_ = self._rows()
+        test = ", ".join(f"{name} {_text(value)}" for name, value in zip(metrics, values, strict=True))
+        return f"Result({str(self.predictor)!r}, {str(self.folder)!r}, test: {test})"
+
+    def _rows(self) -> list[tuple[str, list[Any]]]:
+        """The header, the learned model and the references: name, values of the metrics of the set 'test'."""
+        test = _mapping(_mapping(self.result.get("best")).get("test"))
+        metrics = [name for name in test if "/" not in name]
+        references = _mapping(self.result.get("references"))
+        rows = {f"{self.predictor.name} (learned)": test, **{n: _mapping(row) for n, row in references.items()}}
+        return [("predictor", metrics), *((name, [row.get(m) for m in metrics]) for name, row in rows.items())]
+
+    def _repr_html_(self) -> str:
+        """The test table and the examples."""
+        header, *rows = self._rows()
+        title = f"{self.predictor} · {self.folder}"
+        lines = ["".join(f"<th>{escape(str(cell))}</th>" for cell in (header[0], *header[1]))]
+        for name, values in rows:
+            lines.append("".join(f"<td>{escape(cell)}</td>" for cell in (name, *map(_text, values))))
+        table = "".join(f"<tr>{line}</tr>" for line in lines)
+        return f"<p>{escape(title)}</p><table>{table}</table>{self._image()}"
+
+    def _image(self) -> str:
+        try:
+            encoded = base64.b64encode(self.show().png).decode("ascii")
+        except ValueError:
+            return ""
+        return f'<img alt="examples" src="data:image/png;base64,{encoded}">'
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """The value where it is a mapping, as in a result.json that nobody has edited."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else ""
+
+
+def run(name: str, *, overrides: Iterable[str] = (), **settings: Any) -> Result:
+    """Run an experiment as the command line would and return its result.
+
+    name: an experiment, `sigexp list experiments` shows them. settings: the command line's, with `__` for a dot:
+    `run("bayer", model="deep", search__max_samples=10_000)`. overrides: more of them as the command line takes them,
+    `["trainer.optimizer.lr=0.1"]`.
+
     The process's allocator is left as it is. Raises ValueError for what cannot
     work and `sigexp.search.rounds.Diverged` where every member diverged.
     """
-    overrides = [f"experiment={name}"]
-    overrides += [f"{key.replace('__', '.')}={override_text(value)}" for key, value in settings.items()]
+    words = [f"experiment={name}"]
+    words += [f"{key.replace('__', '.')}={override_text(value)}" for key, value in settings.items()]
+    words += [overrides] if isinstance(overrides, str) else list(overrides)
     try:
-        config, names = cli.compose(overrides)
+        config, names = cli.compose(words)
     except Exception as error:
         raise ValueError(cli.explain(error)[1]) from error
-    return experiment.run(config, names, overrides, f"sigexp.run({name!r}, ...): {' '.join(overrides)}")
+    done = experiment.run(config, names, words, f"sigexp.run({name!r}, ...): {' '.join(words)}")
+    return Result(done.folder, done.result, predictor.described(done.folder, done.model.cpu().eval()))
 
 
-def load(folder: str | Path) -> nn.Module:
-    """The best model of a run's folder, in evaluation mode."""
+def load(folder: str | Path) -> Result:
+    """A finished run out of its folder: its result, and its best model in evaluation mode.
+
+    A folder from a stranger runs nothing: models are rebuilt only of what sigexp's conf, or your own ./conf, offers.
+    Raises ValueError for what is missing, damaged or not trusted.
+    """
     cli.prepare()
-    return saved.load_model(Path(folder))
+    folder = Path(folder)
+    ready = predictor.load(folder)
+    path = folder / "result.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged ({error})") from error
+    return Result(folder, _mapping(found), ready)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sigexp import __version__, catalog, reading
-from sigexp.usage import HELP, Parser, SystemExitCode
+from sigexp.usage import HELP, Parser, WrongCommand
 
 
 class Interrupted(KeyboardInterrupt):
@@ -53,6 +53,7 @@ def command(words: list[str]) -> int:
     verbs: dict[str, Callable[[list[str]], int]] = {
         "list": list_choices,
         "preview": preview,
+        "apply": apply,
         "compare": reading.compare,
         "report": reading.report,
         "board": board,
@@ -71,14 +72,12 @@ def command(words: list[str]) -> int:
         from sigexp.fields import did_you_mean
 
         hint = did_you_mean(words[0], verbs)
-        raise SystemExitCode(
-            f"{words[0]!r} is neither a verb nor a setting NAME=VALUE{hint}; `sigexp --help` shows both"
-        )
+        raise WrongCommand(f"{words[0]!r} is neither a verb nor a setting NAME=VALUE{hint}; `sigexp --help` shows both")
     return hydra_run(words)
 
 
 def wrong_words(message: str) -> Any:
-    raise SystemExitCode(f"{message}; `sigexp --help` shows what there is")
+    raise WrongCommand(f"{message}; `sigexp --help` shows what there is")
 
 
 def list_choices(words: list[str]) -> int:
@@ -117,6 +116,13 @@ def preview(words: list[str]) -> int:
     return 0
 
 
+def apply(words: list[str]) -> int:
+    """`sigexp apply RUN FILE... -o OUT`: a learned model on the user's own files."""
+    from sigexp import applying
+
+    return applying.command(words)
+
+
 def board(words: list[str]) -> int:
     """`sigexp board [DIR]`: TensorBoard, on this machine only."""
     parser = Parser(prog="sigexp board", description="TensorBoard on localhost for the runs in a folder.")
@@ -124,9 +130,7 @@ def board(words: list[str]) -> int:
     parser.add_argument("--port", type=int, default=6006, help="first port to try (6006)")
     arguments = parser.parse_args(words)
     if not arguments.folder.is_dir():
-        raise SystemExitCode(
-            f"{arguments.folder}: no such folder; give the folder the runs are in, or start a run first"
-        )
+        raise WrongCommand(f"{arguments.folder}: no such folder; give the folder the runs are in, or start a run first")
     from sigexp import showing
 
     return showing.board(arguments.folder, arguments.port)
@@ -144,7 +148,7 @@ def reproduce(words: list[str]) -> int:
     given = parser.parse_intermixed_args(words)
     seeds = given.seeds if given.seeds is not None else 1 if given.quick else 3
     if seeds < 1:
-        raise SystemExitCode(f"--seeds {seeds}: expected at least 1")
+        raise WrongCommand(f"--seeds {seeds}: expected at least 1")
     from sigexp.report import claims, claims_file
 
     chosen = claims_file.select(given.names, quick=given.quick)

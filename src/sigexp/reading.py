@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from sigexp.usage import Parser, SystemExitCode
+from sigexp.usage import Parser, WrongCommand
 
 
 def report(words: list[str]) -> int:
@@ -17,7 +17,7 @@ def report(words: list[str]) -> int:
 
     records = find(given.runs, complain)
     if given.output and len(records) > 1:
-        raise SystemExitCode(f"-o {given.output}: one file for {len(records)} runs; name one run")
+        raise WrongCommand(f"-o {given.output}: one file for {len(records)} runs; name one run")
     for record in records:
         print(page.write(record.folder, given.output))
     return 0

@@ -15,10 +15,16 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from sigexp import catalog, config
 from sigexp.problem import Problem
 from sigexp.track import folder as folders
+
+KINDS = ("image", "sequence", "class")
+CREATORS = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye})
+LEAST_ELEMENTS = 2**24  # that a model may make, 64 MB: more than its weights where it prepares tables
+LONGEST = 2**24  # samples along an axis of a model's signals
 
 
 def offered_targets(*groups: str) -> set[str]:
@@ -88,17 +94,30 @@ def save_model(folder: Path, model: nn.Module, described: Mapping[str, Any]) -> 
     folders.write(folder / "model.json", folders.dumps(described, indent=2) + "\n")
 
 
+def read_description(folder: Path) -> dict[str, Any]:
+    """What model.json says, its fields checked: `save_model` wrote it, or a stranger did. Raises ValueError."""
+    path = folder / "model.json"
+    for needed in (path, folder / "model.safetensors"):
+        if not needed.is_file():
+            raise ValueError(f"{needed}: no such file; a finished run's folder has it")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        shapes = [found["input_shape"], found["target_shape"]]
+        words = [found["experiment"], found["name"], *found["labels"]]
+        if not (isinstance(found["model"], dict) and found["kind"] in KINDS and all(isinstance(w, str) for w in words)):
+            raise ValueError("a field is not what it should be")
+        if not all(0 < len(shape) < 4 and all(type(n) is int and 0 < n <= LONGEST for n in shape) for shape in shapes):
+            raise ValueError(f"shapes {str(shapes)[:80]}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged or not a model of sigexp ({error})") from error
+    return found
+
+
 def load_model(folder: Path) -> nn.Module:
     """The best member of a run, in evaluation mode on the CPU. Raises ValueError for what is missing or damaged."""
+    found = read_description(folder)
     described, weights = folder / "model.json", folder / "model.safetensors"
-    for path in (described, weights):
-        if not path.is_file():
-            raise ValueError(f"{path}: no such file; a finished run's folder has it")
-    try:
-        found = json.loads(described.read_text(encoding="utf-8"))
-        node, shapes = found["model"], (tuple(found["input_shape"]), tuple(found["target_shape"]))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{described}: damaged or not a model of sigexp ({error})") from error
+    node, shapes = found["model"], (tuple(found["input_shape"]), tuple(found["target_shape"]))
     refuse_magic(node, described)
     for target in targets(node):
         if not trusted(target):
@@ -106,10 +125,33 @@ def load_model(folder: Path) -> nn.Module:
                 f"{described}: names {target!r}, which neither sigexp's conf nor your ./conf offers; "
                 "a model of your own loads in the folder that holds its ./conf"
             )
-    with torch.random.fork_rng(devices=[]):
-        model: nn.Module = config.build(node, *shapes, what="model")
+    try:
+        with torch.random.fork_rng(devices=[]), Bounded(max(LEAST_ELEMENTS, weights.stat().st_size)):
+            model: nn.Module = config.build(node, *shapes, what="model")
+    except TooLarge:
+        raise ValueError(f"{described}: describes a larger model than {weights.name} holds; damaged") from None
     try:
         model.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError, OSError) as error:
         raise ValueError(f"{weights}: damaged, or of another model: {str(error).splitlines()[0]}") from error
     return model.eval()
+
+
+class Bounded(TorchFunctionMode):
+    """Refuses to make tensors of more than `most` elements in all, before they take any memory."""
+
+    def __init__(self, most: int):
+        super().__init__()
+        self.left = most
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in CREATORS:
+            self.left -= function(*args, **{**kwargs, "device": "meta"}).numel()
+            if self.left < 0:
+                raise TooLarge
+        return function(*args, **kwargs)
+
+
+class TooLarge(Exception):
+    """A model is described as larger than its weights are."""

@@ -14,6 +14,8 @@ Usage
 Verbs
   list [experiments|datasets|models|searches] [--json]   what can be chosen
   preview experiment=NAME [-o FILE]     a picture of inputs and targets before any training
+  apply RUN FILE... -o OUT [--simulate]  the learned model on your own pictures, arrays and sounds, of any size;
+                                        `sigexp apply --help` says more
   compare RUN... [--csv] [--html FILE]  a table over runs: mean and 95 % interval over seeds, references beside;
                                         RUN is a run's folder, a folder of runs, a sweep's folder or a glob
   report RUN... [-o FILE]               write report.html again, from what lies in a run's folder
@@ -48,12 +50,17 @@ Exit codes: 0 done, 1 internal error or a claim that fails, 2 wrong input, 3 eve
 """
 
 
-class SystemExitCode(ValueError):
+class WrongCommand(ValueError):
     """A wrong command line; the message is the whole explanation."""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with errors in the form of all others."""
+    """argparse, with errors in the form of all others; verbatim: description and epilog keep their lines."""
+
+    def __init__(self, *, verbatim: bool = False, **settings: Any):
+        shape = argparse.RawDescriptionHelpFormatter if verbatim else argparse.HelpFormatter
+        super().__init__(formatter_class=shape, **settings)
 
     def error(self, message: str) -> Any:
-        raise SystemExitCode(f"{message}; {self.format_usage().strip()}")
+        usage = " ".join(self.format_usage().split())
+        raise WrongCommand(f"{message}; {usage}")

@@ -176,7 +176,7 @@ def _split(folder: Path, paths: list[Path]) -> dict[str, list[Path]]:
 
 def _from_files(folder: Path, paths: Mapping[str, Sequence[Path]], source: Mapping[str, str]) -> ImageSource:
     """A source that has read every header and decodes all files at the first call of `images`."""
-    with _quiet():
+    with quiet():
         shapes = {split: [read_shape(path) for path in found] for split, found in paths.items()}
     total = sum(rows * columns for found in shapes.values() for rows, columns in found)
     if total > MAX_TOTAL_PIXELS:
@@ -190,7 +190,7 @@ def _from_files(folder: Path, paths: Mapping[str, Sequence[Path]], source: Mappi
     def load() -> Mapping[str, Images]:
         with lock:
             if not decoded:
-                with _quiet(), ThreadPoolExecutor() as pool:
+                with quiet(), ThreadPoolExecutor() as pool:
                     decoded.update({split: list(pool.map(read_image, found)) for split, found in paths.items()})
         return decoded
 
@@ -199,24 +199,22 @@ def _from_files(folder: Path, paths: Mapping[str, Sequence[Path]], source: Mappi
     return ImageSource(names=names, shapes=shapes, source={**source, **listed}, ragged=True, load=load)
 
 
-def _quiet() -> warnings.catch_warnings:
+def quiet() -> warnings.catch_warnings:
     """Pillow's warnings (odd metadata, more pixels than its own limit) concern nothing that is used here."""
     return warnings.catch_warnings(action="ignore")
 
 
 def read_shape(path: Path) -> Shape:
     """Rows and columns out of the header of an image file, nothing decoded."""
-    with _opened(path) as image:
+    with opened(path) as image:
         columns, rows = image.size
         return rows, columns
 
 
 def read_image(path: Path) -> np.ndarray:
     """One RGB image [H, W, 3], uint8 or uint16; grey is repeated over the channels, transparency dropped."""
-    with _opened(path) as image:
-        sixteen = ";16" in str(image.tile) or 16 in getattr(image, "tag_v2", {}).get(TIFF_BITS, ())
-        if image.mode in ("I", "F") and not sixteen:
-            raise ValueError(f"{path}: 32 bits a channel; expected an image of 8 or 16 bits")
+    with opened(path) as image:
+        sixteen = has_sixteen_bits(path, image)
         try:
             image.load()
             if not sixteen:
@@ -232,25 +230,31 @@ def read_image(path: Path) -> np.ndarray:
     return np.ascontiguousarray(pixels[..., ::-1])
 
 
+def has_sixteen_bits(path: Path, image: PIL.ImageFile.ImageFile) -> bool:
+    """Whether an opened image has 16 bits a channel, which Pillow would halve; raises ValueError for 32."""
+    sixteen = ";16" in str(image.tile) or 16 in getattr(image, "tag_v2", {}).get(TIFF_BITS, ())
+    if image.mode in ("I", "F") and not sixteen:
+        raise ValueError(f"{path}: 32 bits a channel; expected an image of 8 or 16 bits")
+    return sixteen
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[PIL.ImageFile.ImageFile]:
-    """An image file whose header is read and whose size is checked, nothing decoded."""
+def opened(path: Path, most: int = MAX_PIXELS) -> Iterator[PIL.ImageFile.ImageFile]:
+    """An image file whose header is read and whose size is checked, nothing decoded; `most` pixels at most."""
     try:
         image = PIL.Image.open(path, formats=FORMATS)
     except PermissionError:
         raise
     except PIL.Image.DecompressionBombError as error:
-        raise ValueError(f"{path}: too many pixels; expected at most {MAX_PIXELS / 1e6:.0f} million") from error
+        raise ValueError(f"{path}: too many pixels; expected at most {most / 1e6:.3g} million") from error
     except Exception as error:
         empty = path.stat().st_size == 0
         what = "the file is empty" if empty else "not a readable PNG, JPEG, TIFF, BMP or WebP image"
         raise ValueError(f"{path}: {what}; remove it, or save it anew") from error
     with image:
         columns, rows = image.size
-        if rows * columns > MAX_PIXELS:
-            raise ValueError(
-                f"{path}: {columns}x{rows} pixels, too many; expected at most {MAX_PIXELS / 1e6:.0f} million"
-            )
+        if rows * columns > most:
+            raise ValueError(f"{path}: {columns}x{rows} pixels, too many; expected at most {most / 1e6:.3g} million")
         if rows * columns == 0:
             raise ValueError(f"{path}: {columns}x{rows} pixels, an empty image; remove it")
         yield image

@@ -13,7 +13,7 @@ def number(value: float | None, metric: str = "") -> str:
     if value is None:
         return ""
     name = metric.rpartition("/")[2]
-    if name.startswith("psnr"):
+    if name.startswith(("psnr", "cpsnr")):
         return f"{value:.2f} dB"
     if name in ("error", "pixel_error", "hit_rate"):
         return f"{100 * value:.4g} %"
@@ -88,3 +88,17 @@ def ranked(rows: Mapping[str, Mapping[str, float | None]], metric: str) -> list[
 def best_value(rows: Mapping[str, Mapping[str, float | None]], metric: str) -> float | None:
     values = [value for row in rows.values() if (value := row.get(metric)) is not None]
     return (max if higher_is_better(metric) else min)(values) if values else None
+
+
+def class_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
+    """File names with the most probable class of each, and the probability of every class."""
+    table = Table()
+    table.add_column("file", overflow="fold")
+    table.add_column("class", no_wrap=True)
+    names = list(dict.fromkeys(name for found in rows.values() for name in found))
+    for name in names:
+        table.add_column(f"P({name})", justify="right", no_wrap=True)
+    for file, found in rows.items():
+        likely = max(found, key=found.__getitem__)
+        table.add_row(file, likely, *(f"{100 * found.get(name, 0):.4g} %" for name in names))
+    return table

@@ -6,6 +6,8 @@ that means, intervals and worst cases are the caller's choice.
 Axes: B batch, C channels, H W pixels, T samples.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -72,19 +74,28 @@ def ssim(outputs: Tensor, targets: Tensor, *, border: int = 0) -> Tensor:
     `skimage.metrics.structural_similarity(gaussian_weights=True, use_sample_covariance=False, data_range=1)`.
     """
     x, y = (precise(crop(s, border)) for s in (outputs.clamp(0, 1), targets))
-    window = torch.exp(-0.5 * (torch.arange(-5, 6, dtype=x.dtype, device=x.device) / 1.5) ** 2)
-    window = window / window.sum()
-
-    def blur(image: Tensor) -> Tensor:
-        flat = image.flatten(0, 1)[:, None]
-        return F.conv2d(F.conv2d(flat, window[None, None, :, None]), window[None, None, None, :])
-
-    mean_x, mean_y = blur(x), blur(y)
-    var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
-    covariance = blur(x * y) - mean_x * mean_y
+    mean_x, mean_y, square_x, square_y, product = windowed(torch.cat([x, y, x * x, y * y, x * y])).chunk(5)
+    var_x, var_y = square_x - mean_x**2, square_y - mean_y**2
+    covariance = product - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
     score = (2 * mean_x * mean_y + c1) * (2 * covariance + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
     return score.reshape(len(outputs), -1).mean(1)
+
+
+def windowed(images: Tensor) -> Tensor:
+    """Means of [B, C, H, W] under the window of SSIM: [B, C, H - 10, W - 10].
+
+    A sum of shifted images: ten times as quick as a convolution, which has no fast kernel in float64.
+    """
+    taps = [math.exp(-0.5 * (offset / 1.5) ** 2) for offset in range(-5, 6)]
+    weights = [tap / sum(taps) for tap in taps]
+    for axis in (-2, -1):
+        length = images.shape[axis] - len(weights) + 1
+        mean = weights[0] * images.narrow(axis, 0, length)
+        for offset, weight in enumerate(weights[1:], 1):
+            mean.add_(images.narrow(axis, offset, length), alpha=weight)
+        images = mean
+    return images
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
