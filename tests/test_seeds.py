@@ -106,7 +106,8 @@ def run_of(folder: Path, seed: int) -> Path:
     torch.manual_seed(seed)
     shape = (1, 24, 24)
     model = config.build(node, shape, shape, what="model")
-    saved.save_model(folder, model, {"model": node, "input_shape": shape, "target_shape": shape})
+    said = {"experiment": "gaussian", "name": "linear", "kind": "image", "labels": [], "model": node}
+    saved.save_model(folder, model, {**said, "input_shape": shape, "target_shape": shape})
     (folder / "config.yaml").write_text(yaml.safe_dump({"dataset": {**DATASET, "seed": seed}}))
     return folder
 

@@ -27,7 +27,8 @@ def test_begins_as_the_filter(shape, kernels, activation):
     got = model(inputs)
     got = got[:, :, None, reach:-reach] if len(shape) == 2 else got[:, :, reach:-reach, reach:-reach]
     assert got.shape == expected.shape
-    assert (got - expected).std() < 0.1 * expected.std()
+    bend = 0.2 if activation == "tanh" else 0.05  # tanh bends at half the input of a sigmoid
+    assert (got - expected).std() < bend * expected.std()
 
 
 def test_members_differ_and_the_other_filters_do_not_reach_the_output_yet():
