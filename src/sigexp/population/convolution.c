@@ -277,13 +277,23 @@ static void pack(float *packed, const float *weight, size outputs, size inputs, 
     }
 }
 
+/* The weights of the members from `first` to `last`, folded where f says so; higher: room for a folded kernel. */
+static void pack_members(float *packed, float *weight, size first, size last, const Shape *s, const Shape *f,
+                         float *higher) {
+    size taps = f->kernel_height * f->kernel_width, weights = s->outputs * s->inputs * s->kernel_height * s->kernel_width;
+    for (size p = first; p < last; p++, packed += f->outputs * s->inputs * taps) {
+        float *own = weight + p * weights;
+        if (f->outputs != s->outputs) fold(own, higher, s, 0), own = higher;
+        pack(packed, own, f->outputs, s->inputs, taps, 0);
+    }
+}
+
 /* The members from `first` to `last`; not 0 where there is no memory. */
 int convolution_forward(Shape s, size first, size last, float *x, float *weight, float *bias, float *out) {
     Shape f = folded(s);
     int direct = !s.pad_rows && !s.pad_columns && lines_up(&s), fold_rows = f.outputs != s.outputs, failed = 1;
     size pixels = s.height * s.width, out_pixels = s.out_height * s.out_width, group = group_of(&s);
-    size taps_per_channel = f.kernel_height * f.kernel_width, count = s.inputs * taps_per_channel;
-    size weights = s.outputs * s.inputs * s.kernel_height * s.kernel_width, reach = (s.kernel_width - 1) * s.step_columns;
+    size count = s.inputs * f.kernel_height * f.kernel_width, reach = (s.kernel_width - 1) * s.step_columns;
     Images lying = {x, s.examples * pixels, pixels, s.width, 0, 0}, room = lying;
     Images to = {out, s.examples * out_pixels, out_pixels, s.out_width, 0, 0};
     if (!direct)
@@ -295,11 +305,7 @@ int convolution_forward(Shape s, size first, size last, float *x, float *weight,
     if (!room.data || !taps || !packed || !higher ||
         vectors_of(&v, group, s.out_height, fold_rows ? ROWS : 1, s.out_width, room, to))
         goto end;
-    for (size p = first; p < last; p++) {
-        if (fold_rows) fold(weight + p * weights, higher, &s, 0);
-        pack(packed + (p - first) * f.outputs * count, fold_rows ? higher : weight + p * weights, f.outputs, s.inputs,
-             taps_per_channel, 0);
-    }
+    pack_members(packed, weight, first, last, &s, &f, higher);
     for (size q = s.shared ? last - 1 : first; q < last; q++)
         for (size b = 0; b < s.examples; b += group) {
             size n = s.examples - b < group ? s.examples - b : group;
@@ -409,8 +415,8 @@ int convolution_learn(Shape s, size first, size last, float *x, float *weight, f
     Shape f = folded(s);
     int direct = !s.pad_rows && !s.pad_columns && lines_up(&s), fold_rows = f.outputs != s.outputs, failed = 1;
     size pixels = s.height * s.width, out_pixels = s.out_height * s.out_width, group = group_of(&s);
-    size taps_per_channel = f.kernel_height * f.kernel_width, count = s.inputs * taps_per_channel;
-    size weights = s.outputs * s.inputs * s.kernel_height * s.kernel_width, reach = (s.kernel_width - 1) * s.step_columns;
+    size count = s.inputs * f.kernel_height * f.kernel_width, reach = (s.kernel_width - 1) * s.step_columns;
+    size weights = s.outputs * s.inputs * s.kernel_height * s.kernel_width;
     Images lying = {x, pixels, s.inputs * pixels, s.width, 0, 0}, room = lying;
     Images wanted = {target, out_pixels, s.outputs * out_pixels, s.out_width, 0, 0};
     Images error = bordered(s.outputs, group, s.out_height, 0, s.out_width, 0, s.out_width, 0);
@@ -423,11 +429,7 @@ int convolution_learn(Shape s, size first, size last, float *x, float *weight, f
     if (!room.data || !error.data || !taps || !packed || !higher ||
         vectors_of(&v, group, s.out_height, fold_rows ? ROWS : 1, s.out_width, room, error))
         goto end;
-    for (size p = first; p < last; p++) {
-        if (fold_rows) fold(weight + p * weights, higher, &s, 0);
-        pack(packed + (p - first) * f.outputs * count, fold_rows ? higher : weight + p * weights, f.outputs, s.inputs,
-             taps_per_channel, 0);
-    }
+    pack_members(packed, weight, first, last, &s, &f, higher);
     for (size b = 0; b < s.examples; b += group) {
         size n = s.examples - b < group ? s.examples - b : group;
         Vectors here = part(v, n, group);

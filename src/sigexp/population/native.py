@@ -321,7 +321,7 @@ def _in_threads(work: Callable[[int, int], int | None], total: int) -> None:
     bounds = [total * i // count for i in range(count + 1)]
     run = map if count == 1 else _executor(count).map
     if any(list(run(work, bounds[:-1], bounds[1:]))):
-        raise MemoryError("no memory for a convolution")
+        raise MemoryError("no memory for a compiled layer")
 
 
 @cache
