@@ -107,3 +107,14 @@ def test_the_command_of_a_page_names_no_folder_of_a_machine(typed, shown):
 
 def test_progress_is_the_best_healthy_member_of_every_round(found):
     assert gallery.progress(Path(found["claims"][0]["runs"][0])) == [(1000, 31.0), (2000, 32.0)]
+
+
+def test_a_net_that_no_claim_looks_at_is_not_shown(found, tmp_path):
+    closed = {**found["claims"][0]["conditions"][0], "metric": "learning_curve.passes_linear_at"}
+    claim = {**found["claims"][0], "conditions": [closed]}
+    page = gallery.write({**found, "claims": [claim]}, tmp_path / "closed")[0].read_text()
+    assert "In closed form" in page
+    assert "learned**" not in page
+    assert not (tmp_path / "closed" / "bayer" / "model-linear-curves.png").exists()
+    shared = gallery.write({**found, "claims": [claim, found["claims"][0]]}, tmp_path / "shared")[0].read_text()
+    assert "learned**" in shared  # another claim on the same run looks at it

@@ -46,7 +46,7 @@ def page(experiment: str, found: Document, folder: Path) -> Path:
         if problems := "; ".join(claim["problems"]):
             parts.append(f"`{claim['id']}` was not measured in full: {problems}.")
     for name, runs in groups(claims).items():
-        parts += section(name, runs, folder)
+        parts += section(name, runs, folder, judged_as_trained(name, claims))
     parts.append(footer(found))
     start = f"# {experiment}\n\n{pages.description(experiment)}."
     return pages.write(folder / "README.md", start, "reproduce", parts)
@@ -84,20 +84,33 @@ def measured(condition: Document) -> str:
     return f"{spelled_number(condition['mean'], metric)}{around}"
 
 
+def words(claim: Document) -> str:
+    """What a claim runs, as words of the command line."""
+    return " ".join(f"{key}={value}" for key, value in claim["run"].items())
+
+
 def groups(claims: Sequence[Document]) -> dict[str, list[Path]]:
     """The finished runs of the claims by what was run: words of the command line -> a folder for each seed."""
     found: dict[str, list[Path]] = {}
     for claim in claims:
-        name = " ".join(f"{key}={value}" for key, value in claim["run"].items())
-        found.setdefault(name, [Path(run) for run in claim["runs"] if run])
+        found.setdefault(words(claim), [Path(run) for run in claim["runs"] if run])
     return {name: runs for name, runs in found.items() if runs}
 
 
-def section(name: str, runs: Sequence[Path], folder: Path) -> list[str]:
-    """One configuration: its command, its table over the seeds, what it cost, its pictures."""
+def judged_as_trained(name: str, claims: Sequence[Document]) -> bool:
+    """Whether any claim on a run looks at what training came to; else its net may be trained for form's sake only."""
+    roots = {c["metric"].partition(".")[0] for claim in claims if words(claim) == name for c in claim["conditions"]}
+    return bool(roots - {"learning_curve", "references"})
+
+
+def section(name: str, runs: Sequence[Path], folder: Path, trained: bool = True) -> list[str]:
+    """One configuration: its command, and of what was trained its table over the seeds, its cost, its pictures."""
     results = [json.loads((run / "result.json").read_text(encoding="utf-8")) for run in runs]
     first, slug = results[0], "".join(c if c.isalnum() else "-" for c in name).strip("-").lower()
-    parts = [f"## {name}", f"```\n{first['command']}\n```", *(table(results, test_set) for test_set in sets(first))]
+    command = [f"## {name}", f"```\n{first['command']}\n```"]
+    if not trained:
+        return [*command, "In closed form, from the training examples alone; what is trained beside it does not count."]
+    parts = [*command, *(table(results, test_set) for test_set in sets(first))]
     seconds = sum(result["seconds"] for result in results) / len(results)
     parts.append(
         f"{first['parameters']:,} parameters; {first['samples']:,} member-samples in {seconds:.0f} s a run "
