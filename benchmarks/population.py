@@ -86,12 +86,13 @@ class Case:
     model: Callable[[tuple[int, ...], tuple[int, ...]], nn.Module]
     images: bool = True
     counted: bool = True  # in the means
+    apart: bool = False  # one P at a time: populations of this size do not fit into memory side by side
 
 
 CASES = {
     "gaussian-linear": Case("gaussian", 100, filters.linear),
     "gaussian-separable": Case("gaussian", 100, filters.separable),
-    "gaussian-fc": Case("gaussian", 100, filters.fc),
+    "gaussian-fc": Case("gaussian", 100, filters.fc, apart=True),
     "color-conv1x1": Case("color", 100, filters.conv1x1),
     "bayer-linear": Case("bayer", 20, partial(filters.linear, kernel_size=5)),
     "bayer-deep": Case("bayer", 200, partial(filters.deep, kernel_size=5)),
@@ -466,20 +467,23 @@ def speed(names: Sequence[str], members: Sequence[int], effort: Effort, say: Cal
     rows: list[Row] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="sigexp-")))
-        threads, *halves, ours = (stack.enter_context(Child(tuned=True, threads=n)) for n in (cores, 1, 1, cores))
+        threads, *halves = (stack.enter_context(Child(tuned=True, threads=n)) for n in (cores, 1, 1))
         say(f"{HEAD}\n{'|---' * (HEAD.count('|') - 1)}|")
         for number, name in enumerate(names):
-            now = time.perf_counter()
             path = folder / CASES[name].dataset
             if not path.exists():
-                ours.call("draw", CASES[name].dataset, path)
-            with Child(tuned=False, threads=cores) as plain:
-                children = Children(plain, threads, (halves[0], halves[1]), ours)
-                until = now + (deadline - now) / (len(names) - number)
-                measured = measure(children, name, path, members, effort, until)
-            for count in members:
-                rows.append(Row(name, count, measured))
-                say(rows[-1].line(peak))
+                threads.call("draw", CASES[name].dataset, path)
+            groups = [[count] for count in members] if CASES[name].apart else [members]
+            for i, group in enumerate(groups):
+                now = time.perf_counter()
+                until = now + (deadline - now) / ((len(names) - number) * len(groups) - i)
+                # A tuned process keeps what it has freed, so ours begins anew as well.
+                with Child(tuned=False, threads=cores) as plain, Child(tuned=True, threads=cores) as ours:
+                    children = Children(plain, threads, (halves[0], halves[1]), ours)
+                    measured = measure(children, name, path, group, effort, until)
+                for count in group:
+                    rows.append(Row(name, count, measured))
+                    say(rows[-1].line(peak))
     say("")
     for line in summary(rows, members):
         say(line)
