@@ -49,6 +49,8 @@ Exit codes: 0 done, 1 internal error or a claim that fails, 2 wrong input, 3 eve
 4 disk or permission, 130 interrupted, 143 terminated
 """
 
+TRUST = "let the folder's config name targets (_target_) below PREFIX, which it may else not; they are imported"
+
 
 class WrongCommand(ValueError):
     """A wrong command line; the message is the whole explanation."""

@@ -123,3 +123,18 @@ def show_result(result: Mapping, folder: str) -> None:
         word = {True: "[green]holds[/green]", False: "[red]does not hold[/red]", None: "measured"}[claim["holds"]]
         console.print(f"claim {word}: {escape(claim['text'])} ({escape(claim_numbers(claim))})", soft_wrap=True)
     console.print(f"[bold]run[/bold] {folder} (report.html shows it)", soft_wrap=True)
+
+
+def show_replay(recorded: Mapping, replayed: Mapping) -> None:
+    """What the line came to in its search, and alone."""
+    metric = next(iter(replayed["best"]["test"]))
+    values = [
+        [number(found["best"][part].get(metric), metric) for part in ("valid", "test")]
+        for found in (recorded, replayed)
+    ]
+    (valid, test), (valid_alone, test_alone) = values
+    Console(highlight=False).print(
+        f"replayed {samples(replayed['samples'])} of the search's {samples(recorded['samples'])} member-samples: "
+        f"valid {metric} {valid_alone} ({valid} in the search), test {test_alone} ({test})",
+        soft_wrap=True,
+    )
