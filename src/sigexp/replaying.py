@@ -101,7 +101,8 @@ def names_in(found: Any, path: Path) -> Names:
     chosen = [found.get(key) if isinstance(found, Mapping) else None for key in ("experiment", "dataset", "model")]
     if not all(isinstance(name, str) and re.fullmatch(r"\w[\w.@-]*", name) for name in chosen):
         raise ValueError(f"{path}: damaged, or none of sigexp's (names: {str(found)[:80]!r})")
-    return Names(*map(str, chosen), "replay")
+    experiment, dataset, model = map(str, chosen)
+    return Names(experiment, dataset, model, "replay")
 
 
 def segments(folder: Path, best: object, max_samples: int) -> tuple[list[dict[str, Any]], int]:
