@@ -15,6 +15,7 @@ from typing import Any
 
 from sigexp.track import record
 from sigexp.track.record import Unreadable, mapping
+from sigexp.trust import offered_targets, targets
 from sigexp.usage import Parser, WrongCommand
 
 MOST_TEXT_BYTES = 50_000_000  # of a JSON file that is read; YAML takes a hundredth
@@ -68,7 +69,8 @@ def inspect(words: list[str]) -> int:
     found = files(folder)
     from sigexp.report import inspection
 
-    inspection.show(folder, found, *contents(folder))
+    documents, tensors = contents(folder)
+    inspection.show(folder, found, documents, tensors, unoffered(documents))
     return 2 if any(file.problem for file in found) else 0
 
 
@@ -85,6 +87,14 @@ def contents(folder: Path) -> tuple[dict[str, dict[str, Any]], list[Weight]]:
     except (Damaged, OSError):
         tensors = []
     return documents, tensors
+
+
+def unoffered(documents: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Targets of dataset and model that no conf in force offers, which `apply` would not build."""
+    nodes = documents["config.yaml"].get("dataset"), documents["model.json"].get("model")
+    known = offered_targets("dataset", "experiment", "model")
+    named = {target for node in nodes for target in targets(node)}
+    return sorted(target for target in named - known if not target.startswith("torch.nn."))
 
 
 def files(folder: Path) -> list[File]:

@@ -14,6 +14,8 @@ from typing import Any
 from sigexp.names import Names
 from sigexp.usage import TRUST, Parser, WrongCommand
 
+PLACE = ("position", "progress")  # of a segment in its search
+REPLAY = "sigexp.search.replay.Replay"
 MOST_BYTES = 100_000  # of config.yaml; YAML takes far more time than it takes bytes
 SETTINGS = (
     r"seed|device|outputs|dataset\.\w+|trainer\.(threads|processes|execution|memory_limit|compile|tune_allocator)"
@@ -57,8 +59,11 @@ def replay(words: list[str]) -> int:
     found = record.read(folder)
     cli.prepare(given.trust)
     config, names = restored(folder, given.settings, given.trust)
-    schedule = segments(folder, found.result["best"].get("id"), config["search"]["max_samples"])
-    config["search"] = as_search(config["search"], *schedule)
+    schedule, first = segments(folder, found.result["best"].get("id"), config["search"]["max_samples"])
+    before = record.mapping(found.config.get("search"))
+    if before.get("_target_") == REPLAY:
+        first = as_before(schedule, before, folder)
+    config["search"] = as_search(config["search"], schedule, first)
     overrides = [*found.overrides, "search=replay", *given.settings]
     done = cli.start(config, names, overrides, shlex.join(["sigexp", "replay", *words]))
     show_result(done.result, str(done.folder))
@@ -142,11 +147,26 @@ def checked(hparams: Mapping[str, float], samples: int, folder: Path) -> dict[st
     return {"lr": lr, "momentum": momentum, "weight_decay": decay, "batch_size": int(batch)}
 
 
+def as_before(schedule: list[dict[str, Any]], search: Mapping[str, Any], folder: Path) -> int:
+    """Give the segments of a replay's record the places that it took from its own run; returns its first member."""
+    known = search.get("segments")
+    first = search.get("first_member")
+    if not isinstance(known, list) or len(known) < len(schedule) or type(first) is not int or first < 0:
+        raise ValueError(f"{folder}: config.yaml is damaged: its search has not the segments of the record")
+    for segment, before in zip(schedule, known, strict=False):
+        position, progress = (before.get(key) if isinstance(before, Mapping) else None for key in PLACE)
+        shares = isinstance(progress, list) and len(progress) == 2 and all(type(x) in (int, float) for x in progress)
+        if not (shares and type(position) is int and position >= 0):
+            raise ValueError(f"{folder}: config.yaml is damaged: segment {str(before)[:80]!r}")
+        segment.update(position=position, progress=progress)
+    return first
+
+
 def as_search(search: Mapping[str, Any], schedule: list[dict[str, Any]], first_member: int) -> dict[str, Any]:
     """The config's search, as the replay of a schedule."""
     return {
         **search,
-        "_target_": "sigexp.search.replay.Replay",
+        "_target_": REPLAY,
         "members": 1,
         "survivors": 1,
         "max_samples": sum(segment["samples"] for segment in schedule),

@@ -108,7 +108,7 @@ def check_override(one: Any, where: Path, trust: Sequence[str]) -> None:
 
     name, value = str(one.key_or_group), one.value()
     first = re.split(r"[./@]", name)[0]
-    if first == "hydra" or str(one.package or "").startswith("hydra") or one.is_sweep_override():
+    if first == "hydra" or leads_out(name) or str(one.package or "").startswith("hydra") or one.is_sweep_override():
         raise ValueError(f"{where}: sets {printable(name)!r}, which a folder may not")
     *parents, last = name.split(".")
     node: Any = {last: value}

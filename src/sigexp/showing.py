@@ -95,6 +95,8 @@ def board(words: list[str]) -> int:
 
 def free_port(first: int) -> int:
     """The first port from `first` on that nobody on this machine listens on."""
+    if not 0 <= first < 65536:
+        raise ValueError(f"--port {first}: expected a number from 0 to 65535")
     for port in range(first, min(first + 200, 65536)):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

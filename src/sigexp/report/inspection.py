@@ -11,7 +11,6 @@ from rich.table import Table
 
 from sigexp.report.tables import number, ranked
 from sigexp.track.record import mapping, numbers, printable
-from sigexp.trust import offered_targets, targets
 
 if TYPE_CHECKING:
     from sigexp.inspecting import File, Weight
@@ -20,13 +19,19 @@ MOST_ROWS = 200
 Documents = Mapping[str, Mapping[str, Any]]
 
 
-def show(folder: Path, files: Sequence["File"], documents: Documents, weights: Sequence["Weight"]) -> None:
-    """Print all of it on standard output."""
+def show(
+    folder: Path,
+    files: Sequence["File"],
+    documents: Documents,
+    weights: Sequence["Weight"],
+    unoffered: Sequence[str],
+) -> None:
+    """Print all of it on standard output. unoffered: targets that no conf in force offers."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=200)
     console.print(f"[bold]{text(folder)}[/bold]", soft_wrap=True)
-    console.print(summary(documents))
+    console.print(summary(documents, unoffered))
     console.print(file_table(files))
     best = best_table(documents["result.json"])
     if best:
@@ -51,7 +56,7 @@ def short(value: Any) -> str:
     return text(f"{node.get('_target_', '?')} {fields}"[:400])
 
 
-def summary(documents: Documents) -> Table:
+def summary(documents: Documents, unoffered: Sequence[str]) -> Table:
     """The run in a few lines."""
     config, result, composed = documents["config.yaml"], documents["result.json"], documents["composed.yaml"]
     names = mapping(config.get("names")) or mapping(composed.get("choices"))
@@ -76,7 +81,7 @@ def summary(documents: Documents) -> Table:
             f"{optimizer.get('name')} lr {optimizer.get('lr')}, batch size {trainer.get('batch_size')}, "
             f"{trainer.get('schedule')} schedule"
         ),
-        "not offered": text(", ".join(unoffered(documents))),
+        "not offered": text(", ".join(unoffered)),
         "seeds": text(f"seed {config.get('seed')}, dataset.seed {mapping(config.get('dataset')).get('seed')}"),
         "device": text(result.get("device", config.get("device", ""))),
         "versions": text(", ".join(f"{name} {value}" for name, value in mapping(result.get("versions")).items())),
@@ -88,14 +93,6 @@ def summary(documents: Documents) -> Table:
         if value:
             grid.add_row(name, value)
     return grid
-
-
-def unoffered(documents: Documents) -> list[str]:
-    """Targets of dataset and model that no conf in force offers, which `apply` would not build."""
-    nodes = documents["config.yaml"].get("dataset"), documents["model.json"].get("model")
-    known = offered_targets("dataset", "experiment", "model")
-    named = {target for node in nodes for target in targets(node)}
-    return sorted(target for target in named - known if not target.startswith("torch.nn."))
 
 
 def file_table(files: Sequence["File"]) -> Table:
