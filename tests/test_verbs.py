@@ -248,6 +248,19 @@ def test_inspect_tells_what_is_cut_off_missing_or_a_link(workdir, capsys):
         assert part in shown
 
 
+def test_inspect_follows_no_link_and_waits_for_no_pipe(workdir, capsys):
+    folder = made(workdir / "run")
+    (workdir / "elsewhere.yaml").write_text("names: {experiment: secret}")
+    (folder / "config.yaml").unlink()
+    (folder / "config.yaml").symlink_to(workdir / "elsewhere.yaml")
+    (folder / "result.json").unlink()
+    os.mkfifo(folder / "result.json")
+    assert main(["inspect", str(folder)]) == 2
+    shown = capsys.readouterr().out
+    assert "neither a file nor a folder" in shown
+    assert "secret" not in shown
+
+
 def test_inspect_lets_nothing_steer_the_terminal(workdir, capsys):
     folder = made(workdir / "run")
     (folder / "a\x1b[2Jb[red]c").write_text("x")

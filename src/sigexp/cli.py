@@ -8,7 +8,8 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -135,18 +136,25 @@ def hydra_run(words: list[str]) -> int:
             failures.append(error)  # Hydra would print lines of its own
             return None
 
-    previous = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise; `main` decides what is shown
-    try:
+    with errors_raised():
         hydra.main(version_base="1.3", config_path=str(catalog.conf_dir()), config_name="config")(task)()
-    finally:
-        if previous is None:
-            del os.environ["HYDRA_FULL_ERROR"]
     if failures:
         raise failures[0]
     for sweep in sweeps:
         print(f"all of them side by side: sigexp compare {shlex.quote(sweep)}", file=sys.stderr)
     return 0
+
+
+@contextmanager
+def errors_raised() -> Iterator[None]:
+    """Let Hydra raise what goes wrong, which it else prints; `main` decides what is shown."""
+    previous = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if previous is None:
+            del os.environ["HYDRA_FULL_ERROR"]
 
 
 def overrides_first(words: list[str], parser: argparse.ArgumentParser) -> list[str]:

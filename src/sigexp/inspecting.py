@@ -18,7 +18,9 @@ from sigexp.track.record import Unreadable, mapping
 from sigexp.trust import offered_targets, targets
 from sigexp.usage import Parser, WrongCommand
 
-MOST_TEXT_BYTES = 50_000_000  # of a JSON file that is read; YAML takes a hundredth
+MOST_JSON_BYTES = 50_000_000
+MOST_YAML_BYTES = 100_000  # YAML takes far more time than it takes bytes
+MOST_WEIGHTS_BYTES = 2**40
 MOST_HEADER_BYTES = 100_000_000  # of the safetensors format
 MOST_ROWS = 200  # of weights, or other files, that are shown
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -133,28 +135,34 @@ def look(path: Path, meaning: str, check: Callable[[Path], str] | None) -> File:
     return File(path.name, size, f"{meaning}: {said}" if said else meaning)
 
 
+def plain(path: Path, most: int) -> Path:
+    """The path of a file of bounded size, no link or pipe. Raises `Damaged`, OSError."""
+    if path.is_symlink() or not path.is_file():
+        raise Damaged("no file")
+    if path.stat().st_size > most:
+        raise Damaged("too large to be read")
+    return path
+
+
 def read_json(path: Path) -> Any:
     """A JSON file of bounded size. Raises `Damaged`, OSError."""
-    if path.stat().st_size > MOST_TEXT_BYTES:
-        raise Damaged("too large to be read")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(plain(path, MOST_JSON_BYTES).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise Damaged(f"not JSON ({error})") from error
+        raise error if isinstance(error, Damaged) else Damaged(f"not JSON ({error})") from error
 
 
 def read_yaml(path: Path) -> Any:
-    if path.stat().st_size > MOST_TEXT_BYTES // 100:
-        raise Damaged("too large to be read")
+    """A YAML file of bounded size. Raises `Damaged`, OSError."""
     try:
-        return record.load_yaml(path.parent, path.name)
+        return record.load_yaml(plain(path, MOST_YAML_BYTES).parent, path.name)
     except Unreadable as error:
         raise Damaged(str(error)) from error
 
 
 def weights(path: Path) -> list[Weight]:
     """The tensors that a safetensors file's header names; their places are checked, their values not read."""
-    size = path.stat().st_size
+    size = plain(path, MOST_WEIGHTS_BYTES).stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
@@ -201,7 +209,12 @@ def check_yaml(path: Path) -> str:
 def check_result(path: Path) -> str:
     read_json(path)
     try:
+        for name in ("config.yaml", "composed.yaml"):
+            if there(path.parent / name):
+                plain(path.parent / name, MOST_YAML_BYTES)
         record.read(path.parent)
+    except Damaged:
+        return ""  # of those, which have lines of their own
     except Unreadable as error:
         if path.name in str(error):  # config.yaml has a line of its own
             raise Damaged(str(error).partition(": ")[2]) from error
@@ -210,9 +223,7 @@ def check_result(path: Path) -> str:
 
 def check_rounds(path: Path) -> str:
     """Lines that can be read; the last one of an interrupted run may be cut."""
-    if path.stat().st_size > MOST_TEXT_BYTES:
-        raise Damaged("too large to be read")
-    lines = sum(1 for line in path.read_bytes().split(b"\n") if line.strip())
+    lines = sum(1 for line in plain(path, MOST_JSON_BYTES).read_bytes().split(b"\n") if line.strip())
     members = record.members(path.parent)
     if len(members) < lines:
         raise Damaged(f"{lines - len(members)} of {lines} lines cannot be read")

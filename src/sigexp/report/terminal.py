@@ -81,7 +81,7 @@ class Terminal:
         bar = ProgressBar(total=self.budget, completed=self.done, width=20)
         head = Table.grid(padding=(0, 2))
         head.add_row(bar, f"{100 * share:.0f} %", f"{samples(self.speed())} samples/s", f"{duration(self.left())} left")
-        self.live.update(Group(self.table, head), refresh=True)
+        self.live.update(Group(head, self.table), refresh=True)
         self.next = time.perf_counter() + max(REFRESH_S, 120 * (time.thread_time() - began))
 
     def speed(self) -> float:
