@@ -130,7 +130,8 @@ def round_table(record: RoundRecord, metric: str, reference: tuple[str, float] |
     table.title = f"round {record.round}: {len(record.members)} members"
     for name in ("", "member", "lr", "batch", "train loss", f"valid {metric}"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    table.add_column(f"to {reference[0]}" if reference else "", justify="right", no_wrap=True)
+    told = reference and (higher or reference[1] > 0)
+    table.add_column(f"to {reference[0]}" if reference and told else "", justify="right", no_wrap=True)
 
     def rank(member: MemberRecord) -> float:
         return math.inf if member.diverged else -member.valid if higher else member.valid
