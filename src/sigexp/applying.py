@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sigexp.usage import Parser, WrongCommand
+from sigexp.usage import TRUST, Parser, WrongCommand
 
 if TYPE_CHECKING:
     from sigexp.converting import Converter, Done
@@ -44,6 +44,7 @@ def command(words: list[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace earlier results in OUT (never an input)")
     parser.add_argument("--max-megapixels", type=float, default=150, metavar="N", help="largest picture taken (150)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto (cpu)")
+    parser.add_argument("--trust", action="append", default=[], metavar="PREFIX", help=TRUST)
     given = parser.parse_intermixed_args(words)
     if not given.max_megapixels > 0:
         raise WrongCommand(f"--max-megapixels {given.max_megapixels}: expected a positive number")
@@ -65,12 +66,12 @@ def prepare(given: Any) -> "Converter":
     from sigexp import cli, machine, predictor
     from sigexp.converting import Converter
 
-    cli.prepare()
+    cli.prepare(given.trust)
     machine.tune_allocator()
     machine.configure_torch(None, True)
     PIL.Image.MAX_IMAGE_PIXELS = None  # our own limit is checked instead, before anything is decoded
     warnings.simplefilter("ignore")  # of decoders, about odd metadata
-    ready = predictor.load(given.run)
+    ready = predictor.load(given.run, given.trust)
     ready.model.to(machine.pick_device(given.device))
     return Converter(ready, given.npy, given.simulate, int(given.max_megapixels * 1e6))
 

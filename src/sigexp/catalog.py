@@ -1,6 +1,8 @@
 """What can be chosen: the YAML files of the packaged conf/ and of the user's own ./conf. Imports nothing heavy."""
 
+import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +40,21 @@ def choices(group: str) -> list[Choice]:
             text = path.read_text(encoding="utf-8", errors="replace")
             found.setdefault(path.stem, Choice(path.stem, _description(text), _models(text), conf != conf_dir()))
     return [found[name] for name in sorted(found)]
+
+
+def digests(chosen: Mapping[str, str]) -> dict[str, str | None]:
+    """Digests of the conf files that a config is composed from: config.yaml, and GROUP/NAME.yaml of every choice."""
+    names = [f"{group}/{name}.yaml" for group, name in sorted(chosen.items()) if name not in ("None", "")]
+    return {name: digest(name) for name in ["config.yaml", *names]}
+
+
+def digest(name: str) -> str | None:
+    """16 hex digits of the SHA-256 of a conf file, the packaged one or else the user's; None where there is none."""
+    for conf in (conf_dir(), user_conf()):
+        path = conf / name if conf else None
+        if path and path.is_file():
+            return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return None
 
 
 def _description(text: str) -> str:

@@ -5,16 +5,17 @@ standard error with exit code 2; `HYDRA_FULL_ERROR=1` shows the traceback.
 """
 
 import argparse
-import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sigexp import __version__, catalog, reading
-from sigexp.usage import HELP, Parser, WrongCommand
+from sigexp import __version__, catalog
+from sigexp.usage import HELP, WrongCommand
+from sigexp.verbs import VERBS, carry_out
 
 
 class Interrupted(KeyboardInterrupt):
@@ -50,28 +51,18 @@ def say(message: str) -> None:
 
 
 def command(words: list[str]) -> int:
-    verbs: dict[str, Callable[[list[str]], int]] = {
-        "list": list_choices,
-        "preview": preview,
-        "apply": apply,
-        "compare": reading.compare,
-        "report": reading.report,
-        "board": board,
-        "reproduce": reproduce,
-        "demonstrate": demonstrate,
-    }
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
     if words[0] in ("--version", "-V"):
         print(f"sigexp {__version__}")
         return 0
-    if words[0] in verbs:
-        return verbs[words[0]](words[1:])
+    if words[0] in VERBS:
+        return carry_out(words[0], words[1:])
     if not words[0].startswith("-") and "=" not in words[0] and words[0][:1] not in ("~", "+"):
         from sigexp.fields import did_you_mean
 
-        hint = did_you_mean(words[0], verbs)
+        hint = did_you_mean(words[0], VERBS)
         raise WrongCommand(f"{words[0]!r} is neither a verb nor a setting NAME=VALUE{hint}; `sigexp --help` shows both")
     return hydra_run(words)
 
@@ -80,121 +71,13 @@ def wrong_words(message: str) -> Any:
     raise WrongCommand(f"{message}; `sigexp --help` shows what there is")
 
 
-def list_choices(words: list[str]) -> int:
-    """`sigexp list`: what can be chosen, a line each."""
-    parser = Parser(prog="sigexp list", description="What can be chosen, from the packaged conf and your own ./conf.")
-    parser.add_argument("kind", nargs="?", choices=list(catalog.KINDS), metavar="|".join(catalog.KINDS))
-    parser.add_argument("--json", action="store_true", help="machine-readable")
-    arguments = parser.parse_args(words)
-    kinds = [arguments.kind] if arguments.kind else list(catalog.KINDS)
-    found = {kind: catalog.choices(catalog.KINDS[kind]) for kind in kinds}
-    if arguments.json:
-        print(json.dumps({kind: [vars(choice) for choice in items] for kind, items in found.items()}, indent=2))
-        return 0
-    for kind, items in found.items():
-        print(f"{kind}:")
-        width = max((len(choice.name) for choice in items), default=0)
-        for choice in items:
-            own = " (your ./conf)" if choice.own else ""
-            models = f"  [{', '.join(choice.models)}]" if choice.models else ""
-            print(f"  {choice.name:<{width}}  {choice.description}{models}{own}")
-    return 0
-
-
-def preview(words: list[str]) -> int:
-    """`sigexp preview experiment=NAME`: a picture of inputs and targets."""
-    parser = Parser(prog="sigexp preview", description="A picture of inputs and targets before any training.")
-    parser.add_argument(
-        "settings", nargs="*", metavar="NAME=VALUE", help="as for a run: experiment=bayer dataset.seed=1"
-    )
-    parser.add_argument("-o", "--output", type=Path, help="the PNG file to write (preview-NAME.png)")
-    arguments = parser.parse_intermixed_args(words)
-    config, names = compose(arguments.settings)
-    from sigexp import showing
-
-    print(showing.preview(config, names, arguments.output))
-    return 0
-
-
-def apply(words: list[str]) -> int:
-    """`sigexp apply RUN FILE... -o OUT`: a learned model on the user's own files."""
-    from sigexp import applying
-
-    return applying.command(words)
-
-
-def board(words: list[str]) -> int:
-    """`sigexp board [DIR]`: TensorBoard, on this machine only."""
-    parser = Parser(prog="sigexp board", description="TensorBoard on localhost for the runs in a folder.")
-    parser.add_argument("folder", nargs="?", default="outputs", type=Path, metavar="DIR")
-    parser.add_argument("--port", type=int, default=6006, help="first port to try (6006)")
-    arguments = parser.parse_args(words)
-    if not arguments.folder.is_dir():
-        raise WrongCommand(f"{arguments.folder}: no such folder; give the folder the runs are in, or start a run first")
-    from sigexp import showing
-
-    return showing.board(arguments.folder, arguments.port)
-
-
-def reproduce(words: list[str]) -> int:
-    """`sigexp reproduce [NAME...]`: run what claims need, and check them."""
-    parser = Parser(prog="sigexp reproduce", description="Run what the claims of conf/claims need, and check them.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="EXPERIMENT or EXPERIMENT/CLAIM; by default all")
-    parser.add_argument("--quick", action="store_true", help="smaller budgets and their own, looser bounds; one seed")
-    parser.add_argument("--seeds", type=int, metavar="N", help="seed and dataset.seed 0..N-1 (3; 1 with --quick)")
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the runs and of claims.json")
-    parser.add_argument("--gallery", type=Path, metavar="DIR", help="write a page for every experiment into DIR")
-    parser.add_argument("--list", action="store_true", help="show what would be run, and stop")
-    given = parser.parse_intermixed_args(words)
-    seeds = given.seeds if given.seeds is not None else 1 if given.quick else 3
-    if seeds < 1:
-        raise WrongCommand(f"--seeds {seeds}: expected at least 1")
-    from sigexp.report import claims, claims_file
-
-    chosen = claims_file.select(given.names, quick=given.quick)
-    if given.list:
-        print(claims.listing(chosen, seeds))
-        return 0
-    from sigexp import reproduce as reproduction
-
-    output = given.output or Path("outputs/reproduce")
-    said = shlex.join(["sigexp", "reproduce", *words])
-    code = reproduction.reproduce(chosen, seeds=seeds, quick=given.quick, output=output, command=said)
-    if given.gallery:
-        from sigexp import gallery
-
-        found = json.loads((output / "claims.json").read_text(encoding="utf-8"))
-        for path in gallery.write(found, given.gallery):
-            print(path)
-    return code
-
-
-def demonstrate(words: list[str]) -> int:
-    """`sigexp demonstrate [NAME...]`: compute the pages of what needs no training."""
-    parser = Parser(prog="sigexp demonstrate", description="Compute the lecture's demonstrations, a page each.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="what to compute; by default all")
-    parser.add_argument("--gallery", type=Path, metavar="DIR", help="where pages go (outputs/gallery)")
-    parser.add_argument("--list", action="store_true", help="show what there is, and stop")
-    given = parser.parse_intermixed_args(words)
-    if given.list:
-        from sigexp.demonstrations import DEMONSTRATIONS
-
-        width = max(map(len, DEMONSTRATIONS))
-        print("\n".join(f"{name:<{width}}  {meaning}" for name, meaning in DEMONSTRATIONS.items()))
-        return 0
-    from sigexp import demonstrate as demonstrations
-
-    for path in demonstrations.write(demonstrations.select(given.names), given.gallery or Path("outputs/gallery")):
-        print(path)
-    return 0
-
-
-def prepare() -> None:
-    """What a process of ours needs before it composes a config: the schema, and the user's modules beside ./conf."""
+def prepare(trust: Sequence[str] = ()) -> None:
+    """What a process of ours needs before it composes a config: the schema, and the user's modules beside ./conf, or
+    those that `--trust` names."""
     from sigexp import config
 
     config.register()
-    if catalog.user_conf() and str(Path.cwd()) not in sys.path:
+    if (trust or catalog.user_conf()) and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # appended: a user's file must not hide a package of ours
 
 
@@ -205,7 +88,8 @@ def names_of(choices: dict[str, Any]) -> Any:
     if experiment is not None and "/" in str(experiment):
         experiment = str(experiment).replace("/", "-")
     named = experiment or dataset or "unnamed"
-    return Names(str(named), str(dataset or named), str(choices.get("model")), str(choices.get("search")))
+    conf = catalog.digests({group: str(name) for group, name in choices.items() if not group.startswith("hydra")})
+    return Names(str(named), str(dataset or named), str(choices.get("model")), str(choices.get("search")), conf)
 
 
 def compose(overrides: list[str]) -> tuple[dict[str, Any], Any]:
@@ -252,18 +136,25 @@ def hydra_run(words: list[str]) -> int:
             failures.append(error)  # Hydra would print lines of its own
             return None
 
-    previous = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise; `main` decides what is shown
-    try:
+    with errors_raised():
         hydra.main(version_base="1.3", config_path=str(catalog.conf_dir()), config_name="config")(task)()
-    finally:
-        if previous is None:
-            del os.environ["HYDRA_FULL_ERROR"]
     if failures:
         raise failures[0]
     for sweep in sweeps:
         print(f"all of them side by side: sigexp compare {shlex.quote(sweep)}", file=sys.stderr)
     return 0
+
+
+@contextmanager
+def errors_raised() -> Iterator[None]:
+    """Let Hydra raise what goes wrong, which it else prints; `main` decides what is shown."""
+    previous = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if previous is None:
+            del os.environ["HYDRA_FULL_ERROR"]
 
 
 def overrides_first(words: list[str], parser: argparse.ArgumentParser) -> list[str]:
@@ -284,8 +175,11 @@ def one_run(config: dict[str, Any], names: Any, overrides: list[str]) -> float:
     return float(done.result["best"]["valid"]["loss"])
 
 
-def start(config: dict[str, Any], names: Any, overrides: list[str]) -> Any:
-    """Set up the process for a run, and run it; what it came to is an `experiment.Run`."""
+def start(config: dict[str, Any], names: Any, overrides: list[str], command: str = "") -> Any:
+    """Set up the process for a run, and run it; what it came to is an `experiment.Run`.
+
+    command: what the record says it was started by; by default the overrides.
+    """
     from sigexp import config as config_module
     from sigexp import machine
 
@@ -295,7 +189,8 @@ def start(config: dict[str, Any], names: Any, overrides: list[str]) -> Any:
     machine.configure_torch(trainer["threads"], trainer["deterministic"])
     from sigexp import experiment
 
-    return experiment.run(config, names, overrides, shlex.join(["sigexp", *overrides]), allocator_tuned=tuned)
+    said = command or shlex.join(["sigexp", *overrides])
+    return experiment.run(config, names, overrides, said, allocator_tuned=tuned)
 
 
 def explain(error: BaseException) -> tuple[int, str]:

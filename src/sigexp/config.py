@@ -190,8 +190,10 @@ def check(config: Mapping[str, Any]) -> None:
         ("lecture", config["lecture"], Lecture),
     )
     for section, given, schema in sections:
+        # A search may have fields of its own.
+        own = inspect.signature(target_of(given, section)).parameters if section == "search" else {}
         for name in given:
-            if name not in schema.__dataclass_fields__:
+            if name not in schema.__dataclass_fields__ and name not in own:
                 hint = did_you_mean(str(name), schema.__dataclass_fields__)
                 raise ConfigError(f"{section}.{name}: no such field{hint}")
     if config["device"].partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):

@@ -76,7 +76,7 @@ def run(
     machine.reset_peak_memory()
     ready = prepare(config, names)
     problem = ready.problem
-    stated = claims.matching(claims_file.load(names.experiment), overrides, asdict(names))
+    stated = claims.matching(claims_file.load(names.experiment), overrides, names.chosen())
     sign = folders.signature(config, problem.source, sigexp.__version__)
     folder = folders.create(Path(config["outputs"]), names.experiment, names.model, sign)
     with folders.logging_to(folder, command), closing(Events(folder)) as events:
@@ -121,9 +121,9 @@ def prepare(config: Mapping[str, Any], names: Names) -> Ready:
     shapes = problem.shapes()
     settings = configuration.build(config["search"], what="search")
     try:
-        first = initial_model(config, shapes, config["seed"], 0)
+        first = initial_model(config, shapes, config["seed"], settings.origin(0))
         fitting.check(first, problem, names.model)
-        others = range(1, settings.members)
+        others = map(settings.origin, range(1, settings.members))
         members = [first, *(initial_model(config, shapes, config["seed"], member) for member in others)]
     except ValueError as error:
         fit = ", ".join(fitting.fitting(problem, config["footprint"]))
@@ -236,7 +236,7 @@ def begin_linear(ready: Ready, feed: Feed, seed: int) -> None:
     kernel, bias = starts.least_squares_filter(ready.members[0], some)
     for number, member in enumerate(ready.members):
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.default_rng([seed, 2, number]).integers(2**63)))
+            torch.manual_seed(int(np.random.default_rng([seed, 2, ready.settings.origin(number)]).integers(2**63)))
             starts.begin(member, kernel, bias, some.inputs[:200])
 
 
@@ -375,8 +375,13 @@ def of_the_lecture(names: Names) -> bool:
 
 
 def write_config(folder: Path, config: Mapping[str, Any], names: Names, overrides: Sequence[str]) -> None:
-    folders.write(folder / "config.yaml", yaml.safe_dump({**config, "names": asdict(names)}, sort_keys=False))
-    composed = {"choices": asdict(names), "overrides": list(overrides), "version": sigexp.__version__}
+    folders.write(folder / "config.yaml", yaml.safe_dump({**config, "names": names.chosen()}, sort_keys=False))
+    composed = {
+        "choices": names.chosen(),
+        "overrides": list(overrides),
+        "version": sigexp.__version__,
+        "conf": dict(names.conf),
+    }
     folders.write(folder / "composed.yaml", yaml.safe_dump(composed, sort_keys=False))
 
 

@@ -232,9 +232,12 @@ def refuse_photograph(pixels: np.ndarray) -> None:
         )
 
 
-def load(folder: Path) -> Predictor:
-    """The best model of a run, ready for signals. Raises ValueError for what is missing, damaged or not trusted."""
-    return described(folder, saved.load_model(folder))
+def load(folder: Path, trust: Sequence[str] = ()) -> Predictor:
+    """The best model of a run, ready for signals. Raises ValueError for what is missing, damaged or not trusted.
+
+    trust: prefixes of targets that it may name beside what a conf offers.
+    """
+    return described(folder, saved.load_model(folder, trust))
 
 
 def described(folder: Path, model: nn.Module) -> Predictor:

@@ -1,12 +1,11 @@
 """A learned model in a run's folder, and out of it without running anything the folder names.
 
-`model.json` and the dataset in `config.yaml` may name only targets that a conf in force offers (the packaged one or the
-user's ./conf), the former modules of `torch.nn` too; weights are safetensors. No pickle is read.
+`model.json` and the dataset in `config.yaml` may name only what `sigexp.trust` allows; weights are safetensors. No
+pickle is read. `trust` are the prefixes of targets that the user allows besides.
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ from safetensors.torch import load_file, save
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from sigexp import catalog, config
+from sigexp import config
 from sigexp.problem import Problem
 from sigexp.track import folder as folders
+from sigexp.trust import check_targets, refuse_magic, targets
 
 KINDS = ("image", "sequence", "class")
 CREATORS = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye})
@@ -27,53 +27,7 @@ LEAST_ELEMENTS = 2**24  # that a model may make, 64 MB: more than its weights wh
 LONGEST = 2**24  # samples along an axis of a model's signals
 
 
-def offered_targets(*groups: str) -> set[str]:
-    """Every `_target_` in some groups of the packaged conf and the user's own."""
-    found: set[str] = set()
-    for conf in (catalog.conf_dir(), catalog.user_conf()):
-        for path in (path for group in groups for path in (conf / group).glob("*.yaml")) if conf else ():
-            with suppress(yaml.YAMLError, UnicodeDecodeError):  # a broken file offers nothing; composing it says why
-                found |= set(targets(yaml.safe_load(path.read_text(encoding="utf-8"))))
-    return found
-
-
-def targets(node: Any) -> Iterator[str]:
-    """Every `_target_` anywhere in a config node."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            if key == "_target_":
-                yield str(value)
-            else:
-                yield from targets(value)
-    elif isinstance(node, list):
-        for item in node:
-            yield from targets(item)
-
-
-def trusted(target: str) -> bool:
-    """Whether a reloaded folder may name this target: one on offer, or a module class of torch.nn itself."""
-    if target in offered_targets("model"):
-        return True
-    name = target.removeprefix("torch.nn.")
-    found = getattr(nn, name, None) if target.startswith("torch.nn.") and name.isidentifier() else None
-    return isinstance(found, type) and issubclass(found, nn.Module)
-
-
-def refuse_magic(node: Any, where: Path) -> None:
-    """Refuse what would be computed while a config is built: interpolations, and keys that Hydra acts on."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            if str(key).startswith("_") and key != "_target_":
-                raise ValueError(f"{where}: names the key {key!r}, which it has no use for")
-            refuse_magic(value, where)
-    elif isinstance(node, list):
-        for item in node:
-            refuse_magic(item, where)
-    elif isinstance(node, str) and "${" in node:
-        raise ValueError(f"{where}: holds {node!r}; it may have plain values only")
-
-
-def load_problem(folder: Path) -> Problem:
+def load_problem(folder: Path, trust: Sequence[str] = ()) -> Problem:
     """The problem of a run, built anew from its config.yaml. Raises ValueError for what is missing or not on offer."""
     path = folder / "config.yaml"
     try:
@@ -81,8 +35,7 @@ def load_problem(folder: Path) -> Problem:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: missing, damaged or not a config of sigexp ({error})") from error
     refuse_magic(node, path)
-    for target in set(targets(node)) - offered_targets("dataset", "experiment"):
-        raise ValueError(f"{path}: names {target!r}, which neither sigexp's conf nor your ./conf offers")
+    check_targets(targets(node), ("dataset", "experiment"), trust, path)
     problem: Problem = config.build(node, what="dataset")
     return problem
 
@@ -113,18 +66,13 @@ def read_description(folder: Path) -> dict[str, Any]:
     return found
 
 
-def load_model(folder: Path) -> nn.Module:
+def load_model(folder: Path, trust: Sequence[str] = ()) -> nn.Module:
     """The best member of a run, in evaluation mode on the CPU. Raises ValueError for what is missing or damaged."""
     found = read_description(folder)
     described, weights = folder / "model.json", folder / "model.safetensors"
     node, shapes = found["model"], (tuple(found["input_shape"]), tuple(found["target_shape"]))
     refuse_magic(node, described)
-    for target in targets(node):
-        if not trusted(target):
-            raise ValueError(
-                f"{described}: names {target!r}, which neither sigexp's conf nor your ./conf offers; "
-                "a model of your own loads in the folder that holds its ./conf"
-            )
+    check_targets(targets(node), ("model",), trust, described)
     try:
         with torch.random.fork_rng(devices=[]), Bounded(max(LEAST_ELEMENTS, weights.stat().st_size)):
             model: nn.Module = config.build(node, *shapes, what="model")

@@ -1,14 +1,53 @@
-"""The verbs that show: a preview of a dataset, and TensorBoard."""
+"""The verbs that show: what can be chosen, a preview of a dataset, TensorBoard."""
 
+import json
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sigexp import catalog
 from sigexp.names import Names
+from sigexp.usage import Parser, WrongCommand
 
 
-def preview(config: Mapping[str, Any], names: Names, output: Path | None) -> str:
+def list_choices(words: list[str]) -> int:
+    """`sigexp list`: what can be chosen, a line each."""
+    parser = Parser(prog="sigexp list", description="What can be chosen, from the packaged conf and your own ./conf.")
+    parser.add_argument("kind", nargs="?", choices=list(catalog.KINDS), metavar="|".join(catalog.KINDS))
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    arguments = parser.parse_args(words)
+    kinds = [arguments.kind] if arguments.kind else list(catalog.KINDS)
+    found = {kind: catalog.choices(catalog.KINDS[kind]) for kind in kinds}
+    if arguments.json:
+        print(json.dumps({kind: [vars(choice) for choice in items] for kind, items in found.items()}, indent=2))
+        return 0
+    for kind, items in found.items():
+        print(f"{kind}:")
+        width = max((len(choice.name) for choice in items), default=0)
+        for choice in items:
+            own = " (your ./conf)" if choice.own else ""
+            models = f"  [{', '.join(choice.models)}]" if choice.models else ""
+            print(f"  {choice.name:<{width}}  {choice.description}{models}{own}")
+    return 0
+
+
+def preview(words: list[str]) -> int:
+    """`sigexp preview experiment=NAME`: a picture of inputs and targets."""
+    parser = Parser(prog="sigexp preview", description="A picture of inputs and targets before any training.")
+    parser.add_argument(
+        "settings", nargs="*", metavar="NAME=VALUE", help="as for a run: experiment=bayer dataset.seed=1"
+    )
+    parser.add_argument("-o", "--output", type=Path, help="the PNG file to write (preview-NAME.png)")
+    arguments = parser.parse_intermixed_args(words)
+    from sigexp import cli
+
+    config, names = cli.compose(arguments.settings)
+    print(draw(config, names, arguments.output))
+    return 0
+
+
+def draw(config: Mapping[str, Any], names: Names, output: Path | None) -> str:
     """Write a picture of the first training examples; returns the lines to print."""
     import torch
 
@@ -43,8 +82,21 @@ def preview(config: Mapping[str, Any], names: Names, output: Path | None) -> str
     )
 
 
+def board(words: list[str]) -> int:
+    """`sigexp board [DIR]`: TensorBoard, on this machine only."""
+    parser = Parser(prog="sigexp board", description="TensorBoard on localhost for the runs in a folder.")
+    parser.add_argument("folder", nargs="?", default="outputs", type=Path, metavar="DIR")
+    parser.add_argument("--port", type=int, default=6006, help="first port to try (6006)")
+    arguments = parser.parse_args(words)
+    if not arguments.folder.is_dir():
+        raise WrongCommand(f"{arguments.folder}: no such folder; give the folder the runs are in, or start a run first")
+    return serve(arguments.folder, arguments.port)
+
+
 def free_port(first: int) -> int:
     """The first port from `first` on that nobody on this machine listens on."""
+    if not 0 <= first < 65536:
+        raise ValueError(f"--port {first}: expected a number from 0 to 65535")
     for port in range(first, min(first + 200, 65536)):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -56,7 +108,7 @@ def free_port(first: int) -> int:
     raise ValueError(f"--port {first}: no free port from there on; give another")
 
 
-def board(folder: Path, first_port: int) -> int:
+def serve(folder: Path, first_port: int) -> int:
     """Serve TensorBoard for a folder on localhost until interrupted."""
     from tensorboard import program
 

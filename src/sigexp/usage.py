@@ -14,11 +14,14 @@ Usage
 Verbs
   list [experiments|datasets|models|searches] [--json]   what can be chosen
   preview experiment=NAME [-o FILE]     a picture of inputs and targets before any training
+  rerun RUN [NAME=VALUE ...]            the same run again, or with a change; refuses where its conf has changed
+  replay RUN                            train the best line's recorded hyperparameter schedule alone
   apply RUN FILE... -o OUT [--simulate]  the learned model on your own pictures, arrays and sounds, of any size;
                                         `sigexp apply --help` says more
   compare RUN... [--csv] [--html FILE]  a table over runs: mean and 95 % interval over seeds, references beside;
                                         RUN is a run's folder, a folder of runs, a sweep's folder or a glob
   report RUN... [-o FILE]               write report.html again, from what lies in a run's folder
+  inspect RUN                           what a run's folder holds, executing nothing of it
   board [DIR] [--port N]                TensorBoard on localhost for the runs in DIR (outputs)
   reproduce [NAME...] [--quick] [--seeds N] [-o DIR] [--list] [--gallery DIR]
                                         run what the claims of conf/claims need and check them; NAME is an
@@ -27,6 +30,9 @@ Verbs
   demonstrate [NAME...] [--list] [--gallery DIR]
                                         compute the demonstrations that need no training (aliasing, Gabor banks,
                                         ...), a page each in DIR/demonstrations (outputs/gallery)
+  doctor                                versions, devices, peak GFLOP/s, and what is missing
+  completion bash|zsh|fish              a script that makes the shell complete all of these: eval "$(sigexp
+                                        completion bash)"; sigexp completion fish | source
 
 Settings people change most (any field of the config can be set: sigexp experiment=NAME --cfg job)
   experiment=NAME  model=NAME           what is learned, and by what
@@ -45,9 +51,14 @@ Hydra's options
   --config-dir DIR      further YAML files beside your own ./conf
   --hydra-help          all of them
 
-Exit codes: 0 done, 1 internal error or a claim that fails, 2 wrong input, 3 every member diverged,
-4 disk or permission, 130 interrupted, 143 terminated
+--trust PREFIX lets a folder that rerun, replay or apply reads name targets of your own below PREFIX.
+NO_COLOR=1 leaves colours out; output that is piped is plain.
+
+Exit codes: 0 done, 1 internal error, a claim that fails or something that doctor misses, 2 wrong input,
+3 every member diverged, 4 disk or permission, 130 interrupted, 143 terminated
 """
+
+TRUST = "let the folder's config name targets (_target_) below PREFIX, which it may else not; they are imported"
 
 
 class WrongCommand(ValueError):

@@ -1,20 +1,32 @@
-"""What a person sees while a run goes on: a live line in a terminal, plain lines where output is piped."""
+"""What a person sees of a run: a live table while it trains and the results in colour, plain where output is piped.
+
+rich leaves colours out where `NO_COLOR` is set.
+"""
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from types import TracebackType
 
-from rich.console import Console
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
+from rich.segment import Segments
+from rich.table import Table
 
 from sigexp.metrics import higher_is_better
 from sigexp.report.tables import number, result_tables
 from sigexp.report.verdicts import claim_numbers
-from sigexp.search.rounds import RoundRecord
+from sigexp.search.rounds import MemberRecord, RoundRecord
 
 log = logging.getLogger("sigexp")
+REFRESH_S = 0.25  # of the live table, at least
+LINE_S = 1.0  # between two lines where output is piped
+TOP, BOTTOM = 5, 2  # members of a round that the table shows
+PIPED_WIDTH = 1000  # characters: no line is cut or wrapped where no terminal is
 
 
 def samples(count: float) -> str:
@@ -25,64 +37,137 @@ def samples(count: float) -> str:
 
 
 class Terminal:
-    """Progress of one run on standard error, its result on standard output."""
+    """Progress of one run on standard error: a live table in a terminal, else a line a round, at most one a second."""
 
     def __init__(self, title: str, metric: str, best_reference: tuple[str, float] | None, budget: int) -> None:
-        self.title = title
-        self.metric, self.budget, self.began = metric, budget, time.perf_counter()
+        self.title, self.metric, self.budget, self.known = title, metric, budget, best_reference
+        self.began, self.done, self.waiting = time.perf_counter(), 0, ""
+        self.next = 0.0  # when something may be shown again
+        self.latest: RoundRecord | None = None  # that the table does not show yet
+        self.table: Segments | str = ""
         self.console = Console(stderr=True, highlight=False)
-        self.reference = ""
-        if best_reference is not None:
-            self.reference = f" ({best_reference[0]} {number(best_reference[1], metric)})"
-        self.progress: Progress | None = None
-        self.task = TaskID(0)
-        self.done = 0
-        if self.console.is_terminal:
-            self.progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=20),
-                TextColumn("{task.fields[speed]}"),
-                TimeRemainingColumn(),
-                console=self.console,
-                transient=True,
-            )
-            self.task = self.progress.add_task("round 1", total=budget, speed="")
+        self.reference = f" ({best_reference[0]} {number(best_reference[1], metric)})" if best_reference else ""
+        self.live: Live | None = None
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            # Refreshed by hand: a thread would compete with training.
+            self.live = Live(console=self.console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> "Terminal":
         self.console.print(f"{self.title}, budget {samples(self.budget)} member-samples", soft_wrap=True)
-        if self.progress:
-            self.progress.start()
+        if self.live:
+            self.live.start()
         self.began = time.perf_counter()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.progress:
-            self.progress.stop()
+        if self.live:
+            self.live.stop()
+        if self.waiting and (error or not self.live):
+            self.console.print(self.waiting, soft_wrap=True)
 
     def step(self, total_samples: int) -> None:
         self.done = total_samples
-        if self.progress:
-            self.progress.update(self.task, completed=total_samples, speed=f"{samples(self.speed())}/s")
+        if self.live and time.perf_counter() >= self.next:
+            self.show()
+
+    def show(self) -> None:
+        """Draw the table anew, so seldom that it takes less than a hundredth of the time."""
+        assert self.live is not None
+        began = time.thread_time()
+        if self.latest:
+            table = round_table(self.latest, self.metric, self.known)
+            self.table, self.latest = Segments(self.console.render(table)), None
+        share = self.done / self.budget
+        bar = ProgressBar(total=self.budget, completed=self.done, width=20)
+        head = Table.grid(padding=(0, 2))
+        head.add_row(bar, f"{100 * share:.0f} %", f"{samples(self.speed())} samples/s", f"{duration(self.left())} left")
+        self.live.update(Group(head, self.table), refresh=True)
+        self.next = time.perf_counter() + max(REFRESH_S, 120 * (time.thread_time() - began))
 
     def speed(self) -> float:
         return self.done / max(time.perf_counter() - self.began, 1e-9)
+
+    def left(self) -> float:
+        """Seconds to the end of the budget."""
+        return max(0, self.budget - self.done) / max(self.speed(), 1e-9)
 
     def round(self, record: RoundRecord) -> None:
         best = number(record.best.valid, self.metric)
         diverged = sum(member.diverged for member in record.members)
         note = f", {diverged} diverged" if diverged else ""
+        self.done = record.total_samples
         line = (
             f"round {record.round}: best valid {self.metric} {best}{self.reference}, "
             f"lr {record.best.hparams['lr']:.2g}, "
             f"{samples(record.total_samples)} of {samples(self.budget)} samples, {samples(self.speed())}/s{note}"
         )
         log.info(line)
-        if self.progress:
-            text = f"round {record.round + 1} · best valid {self.metric} [bold]{best}[/bold]{self.reference}"
-            self.progress.update(self.task, description=text)
+        self.waiting = line
+        now = time.perf_counter()
+        if self.live:
+            self.latest = record
+        if now < self.next:
+            return
+        if self.live:
+            self.show()
         else:
-            left = (self.budget - record.total_samples) / max(self.speed(), 1e-9)
-            self.console.print(f"{line}, {left:.1f} s left" if left > 0 else line, soft_wrap=True)
+            self.console.print(f"{line}, {duration(self.left())} left", soft_wrap=True)
+            self.waiting, self.next = "", now + LINE_S
+
+
+def duration(seconds: float) -> str:
+    """A time in the coarsest units that tell it: 8 s, 2:05 min, 1:10 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60}:{whole % 60:02} min" if whole < 3600 else f"{whole // 3600}:{whole // 60 % 60:02} h"
+
+
+def round_table(record: RoundRecord, metric: str, reference: tuple[str, float] | None) -> Table:
+    """The best members of a round and the worst, beside the best of the search and the best reference."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="")
+    higher = higher_is_better(metric)
+    table.title = f"round {record.round}: {len(record.members)} members"
+    for name in ("", "member", "lr", "batch", "train loss", f"valid {metric}"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    told = reference and (higher or reference[1] > 0)
+    table.add_column(f"to {reference[0]}" if reference and told else "", justify="right", no_wrap=True)
+
+    def rank(member: MemberRecord) -> float:
+        return math.inf if member.diverged else -member.valid if higher else member.valid
+
+    def add(name: str, member: MemberRecord, style: str | None = None) -> None:
+        size = f"{member.hparams['batch_size']:.0f}"
+        cells = ["", "diverged", ""]
+        if not member.diverged:
+            cells = [
+                f"{member.train_loss:.3e}",
+                number(member.valid, metric),
+                distance(member.valid, metric, reference),
+            ]
+        table.add_row(name, str(member.id), f"{member.hparams['lr']:.3g}", size, *cells, style=style)
+
+    add("best so far", record.best, "green")
+    ordered = sorted(record.members, key=rank)
+    shown = ordered if len(ordered) <= TOP + BOTTOM else [*ordered[:TOP], *ordered[-BOTTOM:]]
+    for place, member in enumerate(shown):
+        name = "this round" if place == 0 else "worst" if member is ordered[-1] else ""
+        if len(shown) < len(ordered) and place == TOP:
+            table.add_row(f"{len(ordered) - len(shown)} more", style="dim")
+        add(name, member, "red" if member.diverged else None)
+    if reference:
+        table.add_row(reference[0], "", "", "", "", number(reference[1], metric), style="cyan")
+    return table
+
+
+def distance(value: float, metric: str, reference: tuple[str, float] | None) -> str:
+    """How far a value is from a reference: a difference where more is better, else a ratio."""
+    if reference is None or not math.isfinite(value):
+        return ""
+    if higher_is_better(metric):
+        unit = " dB" if "psnr" in metric else ""
+        return f"{value - reference[1]:+.3g}{unit}"
+    return f"x {value / reference[1]:.3g}" if reference[1] > 0 else ""
 
 
 def best_reference(references: Mapping[str, Mapping[str, float]], metric: str) -> tuple[str, float] | None:
@@ -94,11 +179,30 @@ def best_reference(references: Mapping[str, Mapping[str, float]], metric: str) -
     return name, known[name]
 
 
+def result_console() -> Console:
+    """Standard output: as wide as the terminal; where there is none, plain text that nothing cuts."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PIPED_WIDTH, no_color=True)
+
+
+def print_table(console: Console, table: Table) -> None:
+    """A table without the last columns where the terminal is too narrow for all, and without lines where there is no
+    terminal."""
+    if not console.is_terminal:
+        table.box, table.pad_edge = None, False
+    left_out: list[str] = []
+    while len(table.columns) > 2 and table.__rich_measure__(console, console.options).maximum > console.width:
+        left_out.insert(0, str(table.columns.pop().header))
+    console.print(table)
+    if left_out:
+        console.print(f"not shown for want of width: {', '.join(left_out)} (report.html has all)", style="dim")
+
+
 def show_result(result: Mapping, folder: str) -> None:
     """The final table, what it cost, and where the run lies."""
-    console = Console(highlight=False)
+    console = result_console()
     for table in result_tables(result):
-        console.print(table)
+        print_table(console, table)
     budget, lecture = result["samples"], result["budget"]["lecture_max_samples"]
     best = result["best"]
     hparams = ", ".join(f"{name} {value:.3g}" for name, value in best["hyperparameters"].items())
@@ -123,3 +227,18 @@ def show_result(result: Mapping, folder: str) -> None:
         word = {True: "[green]holds[/green]", False: "[red]does not hold[/red]", None: "measured"}[claim["holds"]]
         console.print(f"claim {word}: {escape(claim['text'])} ({escape(claim_numbers(claim))})", soft_wrap=True)
     console.print(f"[bold]run[/bold] {folder} (report.html shows it)", soft_wrap=True)
+
+
+def show_replay(recorded: Mapping, replayed: Mapping) -> None:
+    """What the line came to in its search, and alone."""
+    metric = next(iter(replayed["best"]["test"]))
+    values = [
+        [number(found["best"][part].get(metric), metric) for part in ("valid", "test")]
+        for found in (recorded, replayed)
+    ]
+    (valid, test), (valid_alone, test_alone) = values
+    Console(highlight=False).print(
+        f"replayed {samples(replayed['samples'])} of the search's {samples(recorded['samples'])} member-samples: "
+        f"valid {metric} {valid_alone} ({valid} in the search), test {test_alone} ({test})",
+        soft_wrap=True,
+    )

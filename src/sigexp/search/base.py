@@ -27,13 +27,23 @@ class Round:
     """What to train next.
 
     parents: index into the candidates for every member; None starts from fresh weights.
-    samples: for every member of the round. keep: candidates that stay in the pool untrained.
+    samples: for every member of the round. keep: candidates that stay in the pool untrained. recorded: what was so in
+    an earlier run, whose round this one repeats.
     """
 
     parents: list[int | None]
     hparams: list[HParams]
     samples: int
     keep: list[int] = field(default_factory=list)
+    recorded: "Recorded | None" = None
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Where a round stood in its own run: its first example, and its first and last share (0..1) of the budget."""
+
+    position: int
+    progress: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,10 @@ class Search(ABC):
     def first_samples(self) -> int:
         """Samples for each initial member: together at most half of the budget."""
         return max(1, min(self.initial_samples, self.max_samples // (2 * self.members)))
+
+    def origin(self, member: int) -> int:
+        """The number by which an initial member's random weights are drawn."""
+        return member
 
     def start(self, hparams: HParams) -> Start:
         return Start(hparams, (self.lr_min, self.lr_max), (self.batch_min, self.batch_max))

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -111,7 +111,7 @@ class SearchLoop:
             round_ = self._within_budget(round_)
             self._prepare(round_, pool)
             began = time.perf_counter()
-            train_losses = self._train(round_.samples)
+            train_losses = self._train(round_)
             seconds = time.perf_counter() - began
             self.train_seconds += seconds
             members = self._score(number, round_, candidates, lineage, train_losses)
@@ -154,7 +154,7 @@ class SearchLoop:
 
     def _within_budget(self, round_: Round) -> Round:
         left = (self.search.max_samples - self.total) // len(round_.parents)
-        return Round(round_.parents, round_.hparams, min(round_.samples, left), round_.keep)
+        return replace(round_, samples=min(round_.samples, left))
 
     def _prepare(self, round_: Round, pool: State) -> None:
         """Give the population the round's members: fresh ones as they are, others from the pool."""
@@ -162,7 +162,8 @@ class SearchLoop:
             parents = torch.tensor([parent for parent in round_.parents if parent is not None])
             self.population.load_state(take(pool, parents))
         columns = {name: [h[name] for h in round_.hparams] for name in round_.hparams[0]}
-        columns["batch_size"] = [min(self._rounded(size), round_.samples) for size in columns["batch_size"]]
+        if round_.recorded is None:
+            columns["batch_size"] = [min(self._rounded(size), round_.samples) for size in columns["batch_size"]]
         self.population.set_hparams(
             {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}
         )
@@ -170,15 +171,20 @@ class SearchLoop:
     def _rounded(self, size: float) -> int:
         return min(max(1, round(size / self.batch_step)) * self.batch_step, self.search.batch_max)
 
-    def _train(self, samples: int) -> list[list[Tensor]]:
-        """Advance all members over the next `samples` examples; every member's minibatch losses."""
-        count = len(self.population)
+    def _train(self, round_: Round) -> list[list[Tensor]]:
+        """Advance all members over the round's examples, the next ones; every member's minibatch losses."""
+        samples, count = round_.samples, len(self.population)
+        if round_.recorded is not None:
+            self.position = round_.recorded.position
         losses: list[list[Tensor]] = [[] for _ in range(count)]
         chunk = MINIBATCHES * int(self.population.hparams["batch_size"].max())
         done = 0
         while done < samples:
             here = min(chunk, samples - done)
             progress = (self.total + done * count) / self.search.max_samples
+            if round_.recorded is not None:
+                first, last = round_.recorded.progress
+                progress = first + (last - first) * done / samples
             self.population.lr_scale = schedule(self.lr_schedule, progress)
             for member, values in enumerate(self.population.advance(self.feed, self.position, here)):
                 losses[member].append(values)

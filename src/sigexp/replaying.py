@@ -1,0 +1,176 @@
+"""`sigexp replay RUN`: train the best line's recorded hyperparameter schedule alone.
+
+The line is the best member and its parents back to the first round, out of rounds.jsonl. One member is trained as they
+were: a segment for every round, with the recorded hyperparameters, on the examples that round saw. The folder may be a
+stranger's: its config is checked as that of a model that is loaded.
+"""
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sigexp.names import Names
+from sigexp.usage import TRUST, Parser, WrongCommand
+
+PLACE = ("position", "progress")  # of a segment in its search
+REPLAY = "sigexp.search.replay.Replay"
+MOST_BYTES = 100_000  # of config.yaml; YAML takes far more time than it takes bytes
+SETTINGS = (
+    r"seed|device|outputs|dataset\.\w+|trainer\.(threads|processes|execution|memory_limit|compile|tune_allocator)"
+)
+EPILOG = """\
+A replay is a run like any other, with `search: replay`; search.max_samples becomes what the line saw. It shows whether
+the schedule alone gives what the search found: with the same seed, or with seed=1 from other weights.
+
+Exact up to rounding: the initial weights, which seed and member determine; the examples and their order; learning
+rates, momentum, weight decay and batch sizes, which are recorded; the optimizer's state, which a child inherits.
+Not exact: a cosine schedule moves in steps that depend on the largest batch of the population; what draws random
+numbers while it trains (dropout) draws others; the weights themselves are not in the record, so that nothing can be
+replayed from its middle.
+
+  sigexp replay outputs/bayer/deep/RUN
+  sigexp replay outputs/bayer/deep/RUN seed=1"""
+
+
+def replay(words: list[str]) -> int:
+    """Carry out the verb."""
+    parser = Parser(
+        prog="sigexp replay",
+        description="Train the best line's recorded hyperparameter schedule alone.",
+        epilog=EPILOG,
+        verbatim=True,
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
+    parser.add_argument(
+        "settings", nargs="*", metavar="NAME=VALUE", help="seed, device, outputs, dataset.*, or how to compute"
+    )
+    parser.add_argument("--trust", action="append", default=[], metavar="PREFIX", help=TRUST)
+    given = parser.parse_intermixed_args(words)
+    for word in given.settings:
+        if not re.fullmatch(f"({SETTINGS})=.*", word, re.DOTALL):
+            raise WrongCommand(f"{word}: a replay takes {parser._actions[2].help}; `sigexp rerun` takes all others")
+    from sigexp import cli
+    from sigexp.report.terminal import show_replay, show_result
+    from sigexp.track import record
+
+    folder: Path = given.run
+    found = record.read(folder)
+    cli.prepare(given.trust)
+    config, names = restored(folder, given.settings, given.trust)
+    schedule, first = segments(folder, found.result["best"].get("id"), config["search"]["max_samples"])
+    before = record.mapping(found.config.get("search"))
+    if before.get("_target_") == REPLAY:
+        first = as_before(schedule, before, folder)
+    config["search"] = as_search(config["search"], schedule, first)
+    overrides = [*found.overrides, "search=replay", *given.settings]
+    done = cli.start(config, names, overrides, shlex.join(["sigexp", "replay", *words]))
+    show_result(done.result, str(done.folder))
+    show_replay(found.result, done.result)
+    return 0
+
+
+def restored(folder: Path, settings: Sequence[str], trust: Sequence[str]) -> tuple[dict[str, Any], Names]:
+    """The config of config.yaml with settings of the command line, and its names. Raises ValueError."""
+    from omegaconf import OmegaConf
+
+    from sigexp.config import Config
+    from sigexp.track.record import load_yaml, mapping
+    from sigexp.trust import check_targets, leads_out, own_outputs, refuse_magic, targets
+
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; a run's folder has it")
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"{path}: damaged, {path.stat().st_size} bytes")
+    found = mapping(load_yaml(folder, path.name))
+    refuse_magic(found, path)
+    names = names_in(found.pop("names", None), path)
+    found["search"] = {k: v for k, v in mapping(found.get("search")).items() if k in Config().search.__dict__}
+    found["outputs"] = own_outputs(folder, found.get("outputs")) or "outputs"
+    anew = {word.partition("=")[0] for word in settings}
+    for part, groups in (("dataset", ("dataset", "experiment")), ("model", ("model",))):
+        check_targets(targets(found.get(part)), groups, trust, path)
+        for name, value in mapping(found.get(part)).items():
+            if leads_out(value) and f"{part}.{name}" not in anew:
+                raise ValueError(f"{path}: {part}.{name}={value!r} leads out of the working directory; say it again")
+    typed = OmegaConf.from_dotlist(list(settings))
+    whole = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Config), found, typed), resolve=True)
+    assert isinstance(whole, dict)
+    return {str(key): value for key, value in whole.items()}, names
+
+
+def names_in(found: Any, path: Path) -> Names:
+    """The names of a run, which become folders: plain words only."""
+    chosen = [found.get(key) if isinstance(found, Mapping) else None for key in ("experiment", "dataset", "model")]
+    if not all(isinstance(name, str) and re.fullmatch(r"\w[\w.@-]*", name) for name in chosen):
+        raise ValueError(f"{path}: damaged, or none of sigexp's (names: {str(found)[:80]!r})")
+    experiment, dataset, model = map(str, chosen)
+    return Names(experiment, dataset, model, "replay")
+
+
+def segments(folder: Path, best: object, max_samples: int) -> tuple[list[dict[str, Any]], int]:
+    """What the best line went through, round by round, and its number among the initial members.
+
+    Raises ValueError where the record does not hold the whole line.
+    """
+    from sigexp.report.lineage import winning_line
+    from sigexp.track import record
+
+    members = record.members(folder)
+    line = winning_line(members, best)
+    if not line or line[0].parent is not None or line[0].round != 1:
+        raise ValueError(f"{folder}: rounds.jsonl is damaged: it does not lead from the best member to the first round")
+    begin, position = {1: 0}, {1: 0}  # of every round: member-samples of the search before it, its first example
+    for number in range(1, line[-1].round + 1):
+        round_ = [member for member in members if member.round == number]
+        end = int(round_[0].total_samples) if round_ else 0
+        begin[number + 1] = end
+        position[number + 1] = position[number] + (end - begin[number]) // max(1, len(round_))
+    found: list[dict[str, Any]] = []
+    for before, member in zip([None, *line], line, strict=False):
+        samples = int(member.samples - (before.samples if before else 0))
+        if samples < 1 or samples != position[member.round + 1] - position[member.round]:
+            raise ValueError(f"{folder}: rounds.jsonl is damaged: the samples of round {member.round} do not add up")
+        progress = [begin[member.round] / max_samples, begin[member.round + 1] / max_samples]
+        hparams = checked(member.hparams, samples, folder)
+        found.append({"samples": samples, "position": position[member.round], "progress": progress, "hparams": hparams})
+    return found, line[0].id
+
+
+def checked(hparams: Mapping[str, float], samples: int, folder: Path) -> dict[str, float]:
+    """A member's recorded hyperparameters, where they are such."""
+    lr, momentum, decay, batch = (hparams.get(key, -1.0) for key in ("lr", "momentum", "weight_decay", "batch_size"))
+    if not (lr > 0 and 0 <= momentum < 1 and decay >= 0 and 1 <= batch <= samples):
+        raise ValueError(f"{folder}: rounds.jsonl is damaged: hyperparameters {dict(hparams)}")
+    return {"lr": lr, "momentum": momentum, "weight_decay": decay, "batch_size": int(batch)}
+
+
+def as_before(schedule: list[dict[str, Any]], search: Mapping[str, Any], folder: Path) -> int:
+    """Give the segments of a replay's record the places that it took from its own run; returns its first member."""
+    known = search.get("segments")
+    first = search.get("first_member")
+    if not isinstance(known, list) or len(known) < len(schedule) or type(first) is not int or first < 0:
+        raise ValueError(f"{folder}: config.yaml is damaged: its search has not the segments of the record")
+    for segment, before in zip(schedule, known, strict=False):
+        position, progress = (before.get(key) if isinstance(before, Mapping) else None for key in PLACE)
+        shares = isinstance(progress, list) and len(progress) == 2 and all(type(x) in (int, float) for x in progress)
+        if not (shares and type(position) is int and position >= 0):
+            raise ValueError(f"{folder}: config.yaml is damaged: segment {str(before)[:80]!r}")
+        segment.update(position=position, progress=progress)
+    return first
+
+
+def as_search(search: Mapping[str, Any], schedule: list[dict[str, Any]], first_member: int) -> dict[str, Any]:
+    """The config's search, as the replay of a schedule."""
+    return {
+        **search,
+        "_target_": REPLAY,
+        "members": 1,
+        "survivors": 1,
+        "max_samples": sum(segment["samples"] for segment in schedule),
+        "patience": None,
+        "segments": schedule,
+        "first_member": first_member,
+    }
