@@ -198,7 +198,7 @@ def test_models_and_classical_methods_are_judged_side_by_side(two, workdir, caps
 
 def test_results_of_several_models_go_to_a_folder_each(two, workdir, capsys):
     folders, _ = two
-    assert main(["apply", *folders, "set", "--simulate", "-o", "out"]) == 0
+    assert main(["apply", *folders, folders[0], "set", "--simulate", "-o", "out"]) == 0, "a repeated run counts once"
     results = sorted(p.relative_to(workdir / "out").as_posix() for p in (workdir / "out").rglob("*.png"))
     assert results == [f"polyphase-{run}/{name}.png" for run in ("aaaa", "bbbb") for name in "ab"]
     shown = capsys.readouterr().out
@@ -228,7 +228,7 @@ def test_a_picture_that_one_model_cannot_take_counts_for_none(two, workdir, caps
 def test_names_of_models_are_no_paths(workdir):
     from pathlib import Path
 
-    from sigexp.applying import labels
+    from sigexp.predictor import labels
 
     assert labels(["deep", "linear"], [Path("a"), Path("b")]) == ["deep", "linear"]
     assert labels(["../../x\x1b[31m", ".."], [Path("a"), Path("b")]) == ["_.._x_31m", "model"]

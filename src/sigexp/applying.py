@@ -5,7 +5,6 @@ not at all, and never over an input.
 """
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,8 +93,8 @@ def prepare(given: Any, runs: Sequence[Path]) -> "list[Converter]":
     PIL.Image.MAX_IMAGE_PIXELS = None  # our own limit is checked instead, before anything is decoded
     warnings.simplefilter("ignore")  # of decoders, about odd metadata
     device = machine.pick_device(given.device)
-    ready = [predictor.load(run) for run in runs]
-    for one in ready:
+    ready = predictor.load_several(runs)
+    for one in ready.values():
         one.model.to(device)
     return [
         Converter(
@@ -105,25 +104,10 @@ def prepare(given: Any, runs: Sequence[Path]) -> "list[Converter]":
             simulate=given.simulate,
             most_pixels=int(given.max_megapixels * 1e6),
             writes=given.output is not None,
-            classical=one is ready[0],
+            classical=number == 0,
         )
-        for one, label in zip(ready, labels([one.name for one in ready], runs), strict=True)
+        for number, (label, one) in enumerate(ready.items())
     ]
-
-
-def labels(names: Sequence[str], runs: Sequence[Path]) -> list[str]:
-    """What models are called, in tables and as folders: their names, and the signature of the run where these repeat.
-
-    The names may be a stranger's: they become words that no terminal and no file system acts on.
-    """
-    from sigexp.track.find import STAMP
-
-    found: list[str] = []
-    for name, run in zip(names, runs, strict=True):
-        signature = f"-{run.resolve().name[STAMP:].lstrip('-') or run.resolve().name}" if names.count(name) > 1 else ""
-        word = re.sub(r"[^\w.+-]+", "_", f"{name[:40]}{signature}").lstrip(".") or "model"
-        found.append(word if word not in found else f"{word}-{len(found) + 1}")
-    return found
 
 
 @dataclass(frozen=True)
