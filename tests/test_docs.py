@@ -186,6 +186,27 @@ def test_the_dataset_is_fifteen_lines():
     assert len(text.splitlines()) <= 15
 
 
+@pytest.mark.parametrize(
+    ("page", "change", "words", "said"),
+    [
+        ("dataset.md", ("return clean + sigma", "return 1.0 * clean.astype(float) + sigma"), "", "float64"),
+        ("dataset.md", ("    return Problem(", "    Problem("), "", "gave NoneType; expected a sigexp.problem.Problem"),
+        ("dataset.md", ("import numpy", "import numpyy"), "", "No module named 'numpyy'"),
+        ("dataset.md", ("def noisy_ramps", "def ramps"), "", "no attribute 'noisy_ramps'"),
+        ("model.md", ("(nn.Module)", ""), "model=residual", "Residual; expected a torch.nn.Module"),
+        ("model.md", ('padding="same"', "padding=0"), "model=residual", "model=residual cannot take inputs"),
+        ("model.md", ("channels: int", "widths: int"), "model=residual", "model.channels: no such field"),
+    ],
+)
+def test_mistakes_in_own_code_are_told(page, change, words, said, reader, capsys):
+    for name in ("dataset.md", "model.md"):
+        for _, file, text in blocks(name):
+            if file:
+                write(file, text.replace(*change) if name == page else text)
+    assert main(["experiment=noisy_ramps", *words.split(), *small("noisy_ramps")]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_yaml_blocks_are_yaml():
     for page in PAGES:
         for language, _, text in blocks(page):
