@@ -171,7 +171,7 @@ class Converter:
         labels = self.predictor.labels
         if kept.shape[2] == len(labels) == 3 and labels != ("R", "G", "B"):
             said.append(f"channels {', '.join(labels)}")
-        if not as_array and outside > SHOWN_SHARE * kept.size:
+        if self.writes and not as_array and outside > SHOWN_SHARE * kept.size:
             said.append(
                 f"{100 * outside / kept.size:.0f} % of the values lie outside 0..1 and are cut; --npy keeps them"
             )
