@@ -1,5 +1,6 @@
 """`sigexp apply`: files of all kinds through a model, the broken ones told and the others still done."""
 
+import csv
 import io
 import json
 import os
@@ -150,8 +151,88 @@ def test_simulated_mosaics_are_judged_as_scikit_image_does(bayer, workdir, monke
         ssim = skimage.metrics.structural_similarity(target.astype(float), found.astype(float), **settings)
         expected = dict(zip(("cpsnr", "psnr_r", "psnr_g", "psnr_b", "ssim"), (pooled, *psnr, ssim), strict=True))
         assert quality[name] == pytest.approx(expected, abs=1e-4), name
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
     assert all(word in shown for word in ("cpsnr", "menon", "polyphase (learned)", "4 border pixels"))
+
+
+@pytest.fixture
+def two(workdir):
+    """Two models of one name, and two photographs in a folder."""
+    shapes = ((3, 16, 16), (3, 16, 16))
+    folders = [f"runs/2026-01-01_00-00-00-{name}" for name in ("aaaa", "bbbb")]
+    models = [
+        run_folder(workdir / folder, "demosaic.polyphase", shapes, dataset=MOSAICS, channels=4, layers=layers)[1]
+        for folder, layers in zip(folders, (2, 3), strict=True)
+    ]
+    (workdir / "set").mkdir()
+    for name, photograph in (("a", data.chelsea()[50:110, 60:121]), ("b", data.coffee()[100:150, 60:130])):
+        cv2.imwrite(f"set/{name}.png", photograph[..., ::-1])
+    return folders, models
+
+
+def test_models_and_classical_methods_are_judged_side_by_side(two, workdir, capsys):
+    folders, models = two
+    assert main(["apply", *folders, "set", "--simulate", "--csv"]) == 0
+    lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    predictors = ["polyphase-aaaa (learned)", *METHODS, "polyphase-bbbb (learned)"]
+    assert sorted((line["picture"], line["predictor"]) for line in lines) == sorted(
+        (picture, name) for picture in ("set/a.png", "set/b.png", "mean") for name in predictors
+    )
+    found = {(line["picture"], line["predictor"]): line for line in lines}
+    settings = {"gaussian_weights": True, "use_sample_covariance": False, "data_range": 1, "channel_axis": 2}
+    for name, model in zip(("polyphase-aaaa (learned)", "polyphase-bbbb (learned)"), models, strict=True):
+        expected = []
+        for picture in ("set/a.png", "set/b.png"):
+            original = torch.from_numpy(read(picture)[..., ::-1].transpose(2, 0, 1) / np.float32(255))
+            with torch.no_grad():
+                output = model(mosaic(original)[None])[0].clamp(0, 1)
+            x, y = (part.permute(1, 2, 0).double().numpy()[4:-4, 4:-4] for part in (original, output))
+            psnr = skimage.metrics.peak_signal_noise_ratio(x, y, data_range=1)
+            expected.append((psnr, skimage.metrics.structural_similarity(x, y, **settings)))
+            line = found[picture, name]
+            assert (float(line["cpsnr"]), float(line["ssim"])) == pytest.approx(expected[-1], abs=1e-4)
+        line = found["mean", name]
+        assert (float(line["cpsnr"]), float(line["ssim"])) == pytest.approx(np.mean(expected, 0), abs=1e-4)
+    assert {path.name for path in workdir.iterdir()} == {"runs", "set"}, "nothing but the table is made without -o"
+
+
+def test_results_of_several_models_go_to_a_folder_each(two, workdir, capsys):
+    folders, _ = two
+    assert main(["apply", *folders, folders[0], "set", "--simulate", "-o", "out"]) == 0, "a repeated run counts once"
+    results = sorted(p.relative_to(workdir / "out").as_posix() for p in (workdir / "out").rglob("*.png"))
+    assert results == [f"polyphase-{run}/{name}.png" for run in ("aaaa", "bbbb") for name in "ab"]
+    shown = capsys.readouterr().out
+    assert "mean of 2 photographs" in shown
+    assert all(len(line) <= 80 for line in shown.splitlines())
+
+
+def test_a_picture_that_one_model_cannot_take_counts_for_none(two, workdir, capsys, monkeypatch):
+    from sigexp.predictor import Predictor
+
+    folders, _ = two
+    plan = Predictor.plan
+    refuse = iter([False, True])  # the second model refuses the first picture
+
+    def planned(self, *words, **settings):
+        if next(refuse, False):
+            raise ValueError("too large")
+        return plan(self, *words, **settings)
+
+    monkeypatch.setattr(Predictor, "plan", planned)
+    assert main(["apply", *folders, "set", "--simulate", "--csv"]) == 2
+    shown = capsys.readouterr()
+    assert "set/a.png: too large" in shown.err
+    assert {line.split(",")[0] for line in shown.out.splitlines()} == {"picture", "set/b.png", "mean"}
+
+
+def test_names_of_models_are_no_paths(workdir):
+    from pathlib import Path
+
+    from sigexp.predictor import labels
+
+    assert labels(["deep", "linear"], [Path("a"), Path("b")]) == ["deep", "linear"]
+    assert labels(["../../x\x1b[31m", ".."], [Path("a"), Path("b")]) == ["_.._x_31m", "model"]
+    assert labels(["x", "x", "x"], [Path("a"), Path("b"), Path("a")]) == ["x-a", "x-b", "x-a-3"]
 
 
 def test_arrays(identity, workdir):
@@ -335,6 +416,9 @@ def test_what_is_no_mosaic_is_refused(bayer, workdir, capsys, words, reason):
         (["nowhere", "a.png", "-o", "out"], "no such folder"),
         (["run", "a.png"], "-o OUT"),
         (["run", "-o", "out"], "FILE"),
+        (["run", "run", "-o", "out"], "give FILE"),
+        ([".", "a.png", "-o", "out"], "such as run"),
+        (["run", "a.png", "-o", "out", "--csv"], "needs --simulate"),
         (["run", "a.png", "-o", "out", "--max-megapixels", "0"], "positive"),
         (["run", "a.png", "-o", "a.png"], "not a folder"),
         (["run", "a.png", "-o", "out", "--simulate"], "Bayer"),
@@ -345,6 +429,7 @@ def test_what_is_no_mosaic_is_refused(bayer, workdir, capsys, words, reason):
 def test_wrong_commands(identity, workdir, capsys, words, reason):
     PIL.Image.fromarray(noise((9, 9))).save("a.png")
     (workdir / "empty").mkdir()
+    (workdir / "run/result.json").write_text("{}")
     assert main(["apply", *words]) == 2
     assert reason in capsys.readouterr().err
 

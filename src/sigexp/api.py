@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sigexp import cli, experiment, predictor
 from sigexp.fields import override_text
 from sigexp.predictor import Array, Predictor
+from sigexp.report.tables import number, ranked
 
 PICTURES = ("examples", "kernels", "response")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -91,25 +92,28 @@ class Result:
         return Picture(data)
 
     def __repr__(self) -> str:
-        (_, metrics), (_, values), *_ = self._rows()
-        test = ", ".join(f"{name} {_text(value)}" for name, value in zip(metrics, values, strict=True))
+        values = self._rows()[1][f"{self.predictor.name} (learned)"]
+        test = ", ".join(f"{name} {number(value, name)}" for name, value in values.items())
         return f"Result({str(self.predictor)!r}, {str(self.folder)!r}, test: {test})"
 
-    def _rows(self) -> list[tuple[str, list[Any]]]:
-        """The header, the learned model and the references: name, values of the metrics of the set 'test'."""
+    def _rows(self) -> tuple[list[str], dict[str, dict[str, float | None]]]:
+        """The metrics of the set 'test', and what the model and the references reach, the best first."""
         test = _mapping(_mapping(self.result.get("best")).get("test"))
         metrics = [name for name in test if "/" not in name]
         references = _mapping(self.result.get("references"))
         rows = {f"{self.predictor.name} (learned)": test, **{n: _mapping(row) for n, row in references.items()}}
-        return [("predictor", metrics), *((name, [row.get(m) for m in metrics]) for name, row in rows.items())]
+        numbers = {name: {m: _number(row.get(m)) for m in metrics} for name, row in rows.items()}
+        order = ranked(numbers, metrics[0]) if metrics else list(rows)
+        return metrics, {name: numbers[name] for name in order}
 
     def _repr_html_(self) -> str:
         """The test table and the examples."""
-        header, *rows = self._rows()
+        metrics, rows = self._rows()
         title = f"{self.predictor} · {self.folder}"
-        lines = ["".join(f"<th>{escape(str(cell))}</th>" for cell in (header[0], *header[1]))]
-        for name, values in rows:
-            lines.append("".join(f"<td>{escape(cell)}</td>" for cell in (name, *map(_text, values))))
+        lines = ["".join(f"<th>{escape(cell)}</th>" for cell in ("predictor", *metrics))]
+        for name, values in rows.items():
+            cells = (name, *(number(values[m], m) for m in metrics))
+            lines.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
         table = "".join(f"<tr>{line}</tr>" for line in lines)
         return f"<p>{escape(title)}</p><table>{table}</table>{self._image()}"
 
@@ -126,8 +130,8 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else ""
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
 
 
 def run(name: str, *, overrides: Iterable[str] = (), **settings: Any) -> Result:

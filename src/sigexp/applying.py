@@ -5,7 +5,7 @@ not at all, and never over an input.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +24,13 @@ Pictures become PNG files of the same depth, transparency unchanged; arrays beco
 A model of one channel filters every channel alike. Models that tell classes print a table and need no OUT."""
 EPILOG = """\
 Bayer models take the raw picture, layout BGGR, in one channel, or in three with zeros where a colour was not measured.
-With --simulate they take photographs: the mosaic is made from them, and a table tells how near the model and the
-classical methods come (PSNR and SSIM as scikit-image computes them, 4 border pixels cut).
+With --simulate they take photographs: the mosaic is made from them, and a table tells how near the models and the
+classical methods come (PSNR, CPSNR and SSIM as scikit-image computes them, 4 border pixels cut). Without -o nothing
+but the table is made. Several runs are judged side by side; their results go to OUT/MODEL.
 
   sigexp apply outputs/bayer/deep/RUN raw.png -o developed
-  sigexp apply outputs/bayer/deep/RUN photographs/ --simulate -o developed
+  sigexp apply outputs/bayer/linear/RUN outputs/bayer/deep/RUN photographs/ --simulate
+  sigexp apply outputs/bayer/*/* photographs/ --simulate --csv > photographs.csv
 
 exit codes: 0 done; 2 a file cannot be used, or the command is wrong; 4 disk or permission"""
 
@@ -36,10 +38,11 @@ exit codes: 0 done; 2 a file cannot be used, or the command is wrong; 4 disk or 
 def command(words: list[str]) -> int:
     """Parse the verb's words and carry it out. Help and wrong words are answered without importing torch."""
     parser = Parser(prog="sigexp apply", description=DESCRIPTION, epilog=EPILOG, verbatim=True)
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run; several are compared")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="files and folders")
     parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="the folder to write to; it is made")
     parser.add_argument("--simulate", action="store_true", help="Bayer models: make mosaics from RGB photographs")
+    parser.add_argument("--csv", action="store_true", help="with --simulate: a line a picture and predictor, as CSV")
     parser.add_argument("--npy", action="store_true", help="write arrays of float32: nothing is cut or rounded")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier results in OUT (never an input)")
     parser.add_argument("--max-megapixels", type=float, default=150, metavar="N", help="largest picture taken (150)")
@@ -48,17 +51,36 @@ def command(words: list[str]) -> int:
     given = parser.parse_intermixed_args(words)
     if not given.max_megapixels > 0:
         raise WrongCommand(f"--max-megapixels {given.max_megapixels}: expected a positive number")
-    if not given.run.is_dir():
-        raise WrongCommand(f"{given.run}: no such folder; give the folder of a finished run")
-    converter = prepare(given)
-    if given.output is None and converter.predictor.kind != "class":
+    if given.csv and not given.simulate:
+        raise WrongCommand("--csv tells how near models come to photographs; it needs --simulate")
+    runs, files = sorted_out(given.run, given.files)
+    converters = prepare(given, runs)
+    if given.output is None and not given.simulate and any(c.predictor.kind != "class" for c in converters):
         raise WrongCommand("give the folder to write to: -o OUT")
-    inputs, problems = gather(given.files, given.output)
-    return Application(converter, given.output, given.overwrite, len(inputs)).run(inputs, problems)
+    inputs, problems = gather(files, given.output)
+    return Application(converters, given.output, given.overwrite, given.csv).run(inputs, problems)
 
 
-def prepare(given: Any) -> "Converter":
-    """The run's model, and how its results are wanted; settings of the whole process besides."""
+def sorted_out(first: Path, words: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """The runs that lead the words, and the files behind them. Raises WrongCommand where either is missing."""
+    from sigexp.track.find import below
+
+    if not first.is_dir():
+        raise WrongCommand(f"{first}: no such folder; give the folder of a finished run")
+    if not is_run(first) and (inside := [run for run in below(first) if is_run(run)]):
+        raise WrongCommand(f"{first}: a folder of runs, not a run; name one of the {len(inside)}, such as {inside[-1]}")
+    count = next((i for i, word in enumerate(words) if not is_run(word)), len(words))
+    if count == len(words):
+        raise WrongCommand("only runs are named; give FILE... behind them: pictures, arrays, sounds or folders of them")
+    return [first, *words[:count]], list(words[count:])
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "model.json").is_file()
+
+
+def prepare(given: Any, runs: Sequence[Path]) -> "list[Converter]":
+    """The runs' models, and how their results are wanted; settings of the whole process besides."""
     import warnings
 
     import PIL.Image
@@ -71,9 +93,22 @@ def prepare(given: Any) -> "Converter":
     machine.configure_torch(None, True)
     PIL.Image.MAX_IMAGE_PIXELS = None  # our own limit is checked instead, before anything is decoded
     warnings.simplefilter("ignore")  # of decoders, about odd metadata
-    ready = predictor.load(given.run, given.trust)
-    ready.model.to(machine.pick_device(given.device))
-    return Converter(ready, given.npy, given.simulate, int(given.max_megapixels * 1e6))
+    device = machine.pick_device(given.device)
+    ready = predictor.load_several(runs, given.trust)
+    for one in ready.values():
+        one.model.to(device)
+    return [
+        Converter(
+            one,
+            label,
+            as_array=given.npy,
+            simulate=given.simulate,
+            most_pixels=int(given.max_megapixels * 1e6),
+            writes=given.output is not None,
+            classical=number == 0,
+        )
+        for number, (label, one) in enumerate(ready.items())
+    ]
 
 
 @dataclass(frozen=True)
@@ -113,10 +148,10 @@ def gather(words: Sequence[Path], output: Path | None) -> tuple[list[Input], lis
 class Application:
     """One call of the verb: what was written and what went wrong so far."""
 
-    converter: "Converter"
+    converters: "Sequence[Converter]"
     output: Path | None
     overwrite: bool
-    count: int
+    as_csv: bool = False
     code: int = 0
     failed: int = 0
     given_out: set[Path] = field(default_factory=set)  # places of this call's results
@@ -126,51 +161,86 @@ class Application:
         """Process all files and return the exit code."""
         from rich.console import Console
 
+        from sigexp import judging
         from sigexp.report.progress import Progress
 
-        console = Console(highlight=False, soft_wrap=True)
+        console = Console(highlight=False, soft_wrap=True, stderr=self.as_csv)
         self.inputs = {one.path.resolve() for one in inputs}
-        done: dict[str, Done] = {}
+        done: dict[str, list[Done]] = {}
         with Progress(len(inputs)) as progress:
             for problem in problems:
                 self.fail(progress, problem, 2)
             for one in inputs:
-                result = self.one(one, progress)
-                if result is not None:
-                    done[str(one.path)] = result
-                    progress.say(console, line_of(one.path, result))
-        show_tables(console, done, str(self.converter.predictor))
+                results = self.one(one, progress)
+                if results:
+                    done[str(one.path)] = results
+                    for result in results if self.output else results[:1]:
+                        progress.say(console, line_of(one.path, result))
+        judged = {printable(path): merged(results) for path, results in done.items()}
+        judged = {path: quality for path, quality in judged.items() if any(quality.values())}
+        if self.as_csv:
+            print(judging.as_csv(judged), end="")
+        elif judged:
+            judging.show(judged, console)
+        self.show_classes(console, done)
         if self.failed:
             console.print(f"{len(done)} done, {self.failed} failed")
         return self.code
 
-    def one(self, one: Input, progress: Any) -> "Done | None":
-        """Process a file; None, and a line on standard error, where that cannot be done."""
+    def one(self, one: Input, progress: Any) -> "list[Done]":
+        """Put a file through every model; none, and a line on standard error, where that cannot be done.
+
+        So the means of all models are over the same pictures.
+        """
         progress.begin(printable(str(one.path)))
         try:
             if not one.path.exists():
                 raise ValueError("no such file")
             if not one.path.is_file():
                 raise ValueError("not a file or folder")
-            return self.converter.convert(one.path, lambda suffix: self.place(one, suffix), progress.advance)
+            return [self.convert(number, one, progress) for number in range(len(self.converters))]
         except Exception as error:  # whatever a file leads to must not keep the others from being processed
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
             self.fail(progress, *complaint(one.path, error))
-        return None
+        return []
+
+    def convert(self, number: int, one: Input, progress: Any) -> "Done":
+        converter, count = self.converters[number], len(self.converters)
+        below = converter.label if count > 1 else ""
+
+        def advance(tiles: int, of: int) -> None:
+            progress.advance(number * of + tiles, count * of)
+
+        return converter.convert(one.path, lambda suffix: self.place(one, suffix, below), advance)
+
+    def show_classes(self, console: Any, done: "Mapping[str, Sequence[Done]]") -> None:
+        """The classes of every file, a table for each model."""
+        from rich.markup import escape
+
+        from sigexp.report.tables import class_table
+
+        for number, converter in enumerate(self.converters):
+            found = {escape(printable(path)): results[number].classes for path, results in done.items()}
+            found = {path: classes for path, classes in found.items() if classes}
+            if found and len(self.converters) > 1:
+                console.print(f"{converter.label}:")
+            if found:
+                console.print(class_table(found))
 
     def fail(self, progress: Any, message: str, code: int) -> None:
         self.failed += 1
         self.code = max(self.code, code)
         progress.complain(f"sigexp: {printable(message)}")
 
-    def place(self, one: Input, suffix: str) -> Path:
-        """Where a result goes: OUT, the input's place in its folder, and a number where two have the same name.
+    def place(self, one: Input, suffix: str, below: str = "") -> Path:
+        """Where a result goes: OUT, the model of several, the input's place in its folder, and a number where two have
+        the same name.
 
         Raises ValueError where something is there that is not to be replaced.
         """
         assert self.output is not None
-        folder = self.output / one.relative.parent
+        folder = self.output / below / one.relative.parent
         number, path = 1, folder / (one.relative.stem + suffix)
         while path in self.given_out:
             number += 1
@@ -207,22 +277,6 @@ def line_of(path: Path, done: "Done") -> str:
     return printable(f"{path}{where}: {'; '.join(done.remarks)}")
 
 
-def show_tables(console: Any, done: Mapping[str, "Done"], name: str) -> None:
-    """The quality of every picture and their mean; the classes of every file."""
-    from rich.markup import escape
-
-    from sigexp import judging
-    from sigexp.report.tables import class_table, set_table
-
-    judged = {path: one.quality for path, one in done.items() if any(one.quality.values())}
-    titles: Iterator[tuple[str, Mapping[str, Mapping[str, float]]]] = iter(judged.items())
-    for path, quality in titles:
-        console.print(set_table(escape(printable(path)), quality, list(judging.METRICS)))
-    if len(judged) > 1:
-        average = judging.mean(list(judged.values()))
-        console.print(set_table(f"mean of {len(judged)} photographs", average, list(judging.METRICS)))
-    if judged:
-        console.print(f"4 border pixels cut, values clipped to 0..1 and not rounded; {name} and the classical methods")
-    classes = {escape(printable(path)): one.classes for path, one in done.items() if one.classes}
-    if classes:
-        console.print(class_table(classes))
+def merged(results: "Sequence[Done]") -> dict[str, dict[str, float]]:
+    """The quality of all models of a picture and of the classical methods: predictor -> metric -> value."""
+    return {name: values for result in results for name, values in result.quality.items()}

@@ -40,12 +40,19 @@ class Done:
 
 @dataclass(frozen=True)
 class Converter:
-    """A model, and how its results are wanted: as arrays, with mosaics made from photographs, up to so many pixels."""
+    """A model, and how its results are wanted: as arrays, with mosaics made from photographs, up to so many pixels.
+
+    label: what the model is called in tables. writes: whether results become files, or are only judged. classical:
+    whether the classical methods are judged beside it.
+    """
 
     predictor: Predictor
+    label: str
     as_array: bool = False
     simulate: bool = False
     most_pixels: int = pictures.MAX_PIXELS
+    writes: bool = True
+    classical: bool = True
 
     def convert(self, path: Path, place: Place, advance: Advance) -> Done:
         """Put a file through the model. Raises ValueError for one that cannot work, OSError for disk or permission."""
@@ -95,15 +102,15 @@ class Converter:
             return Done(None, remarks, classes=self.probabilities(found))
         single = self.predictor.target_shape[0] * (channels if treatment == "each channel alike" else 1)
         as_array = self.as_array or single not in (1, 3)
-        output = place(".npy" if as_array else ".png")
+        output = place(".npy" if as_array else ".png") if self.writes else None
         kept = np.empty((height, width, single), np.float32 if as_array else picture.pixels.dtype)
         needs = {"least": PADDING, "further": SSIM_REACH} if self.simulate else {}
         tiles = self.predictor.plan((height, width), channels, **needs)
         outside, quality = self.fill(picture, tiles, kept, advance)
         remarks += [self.way(tiles, channels), *self.described(kept, outside, as_array)]
-        if as_array:
+        if output and as_array:
             folders.write(output, recordings.encode_array(kept[..., 0] if flat and single == 1 else kept))
-        else:
+        elif output:
             folders.write(output, pictures.encode_picture(replace(picture, pixels=kept)))
         return Done(output, remarks, {name: q.values() for name, q in quality.items()})
 
@@ -128,13 +135,14 @@ class Converter:
         if len(tiles) > 1:
             return f"{len(tiles)} tiles"
         whole = [side.stop for side in tiles[0].kept]
-        return "at once" if self.predictor.is_small(whole, channels) else "at once, as the model sees all of it"
+        small = self.predictor.is_small(whole, channels) or self.predictor.sight is not None
+        return "at once" if small else "at once, as the model sees all of it"
 
     def fill(
         self, picture: Picture, tiles: Sequence[Tile], kept: np.ndarray, advance: Advance
     ) -> tuple[int, dict[str, Quality]]:
         """Compute the outputs [H, W, D] in tiles; returns how many values are far outside 0..1, and the quality."""
-        names = (f"{self.predictor.name} (learned)", *METHODS) if self.simulate else ()
+        names = (f"{self.label} (learned)", *(METHODS if self.classical else ())) if self.simulate else ()
         quality, outside = {name: Quality(picture.pixels.shape[:2]) for name in names}, 0
         for number, tile in enumerate(tiles):
             values = _values(picture, tile.seen)
@@ -154,7 +162,7 @@ class Converter:
         """Add a tile to the quality of the model and of the classical methods."""
         learned, *classical = quality.values()
         learned.add(tile, found, original)
-        for method, known in zip(METHODS, classical, strict=True):
+        for method, known in zip(METHODS, classical, strict=False):
             known.add(tile, demosaic(mosaic(original)[None], method)[0], original)
 
     def described(self, kept: np.ndarray, outside: int, as_array: bool) -> list[str]:
@@ -163,7 +171,7 @@ class Converter:
         labels = self.predictor.labels
         if kept.shape[2] == len(labels) == 3 and labels != ("R", "G", "B"):
             said.append(f"channels {', '.join(labels)}")
-        if not as_array and outside > SHOWN_SHARE * kept.size:
+        if self.writes and not as_array and outside > SHOWN_SHARE * kept.size:
             said.append(
                 f"{100 * outside / kept.size:.0f} % of the values lie outside 0..1 and are cut; --npy keeps them"
             )

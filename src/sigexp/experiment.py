@@ -24,7 +24,7 @@ from sigexp.population.calibrate import Calibration, Wanted, calibrate
 from sigexp.population.feed import Feed
 from sigexp.population.population import Population
 from sigexp.population.shards import Shards
-from sigexp.problem import Batch, Problem, Reference
+from sigexp.problem import Batch, Problem, Reference, expected
 from sigexp.report import cases, claims, claims_file, page, response, verdicts
 from sigexp.report.pictures import pictures
 from sigexp.report.terminal import Terminal, best_reference
@@ -117,7 +117,7 @@ def prepare(config: Mapping[str, Any], names: Names) -> Ready:
     """Check everything and build what a run needs; raises `ConfigError` (a ValueError) for what cannot work."""
     configuration.check(config)
     device = torch.device(machine.pick_device(config["device"]))
-    problem: Problem = configuration.build(config["dataset"], what="dataset")
+    problem = expected(configuration.build(config["dataset"], what="dataset"), config["dataset"]["_target_"])
     shapes = problem.shapes()
     settings = configuration.build(config["search"], what="search")
     try:

@@ -14,6 +14,8 @@ from sigexp.problem import Problem
 
 def check(model: nn.Module, problem: Problem, name: str) -> None:
     """Refuse a model that cannot take the problem's inputs or does not give the shape of its targets."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model={name} is a {type(model).__name__}; expected a torch.nn.Module")
     batch = problem.sample("train", torch.arange(2))
     expected = [problem.classes] if problem.classes else list(batch.targets.shape[1:])
     try:

@@ -4,19 +4,31 @@ PSNR and SSIM are scikit-image's (`peak_signal_noise_ratio`; `structural_similar
 clipped to 0..1 and not rounded, 4 pixels cut from every side. CPSNR is the PSNR of all three channels together.
 """
 
+import csv
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.markup import escape
 from torch import Tensor
 
 from sigexp.datasets.bayer import BORDER
+from sigexp.report.tables import set_table
 from sigexp.signal.quality import MSE_FLOOR, ssim
 from sigexp.tiling import Tile
 
+Judged = Mapping[str, Mapping[str, Mapping[str, float]]]  # picture -> predictor -> metric -> value
 SSIM_REACH = 5  # pixels: half of its 11x11 window
 METRICS = ("cpsnr", "psnr_r", "psnr_g", "psnr_b", "ssim")
+SHORT = ("cpsnr", "ssim")  # for narrow terminals
+COLUMNS_WIDTH = 57  # characters that METRICS take beside the names
+CONVENTION = (
+    "cpsnr: one MSE over the three channels; psnr_r, psnr_g, psnr_b: each alone; ssim: mean over channels; values "
+    "clipped to 0..1 and not rounded, 4 border pixels cut; means are over photographs"
+)
 
 
 @dataclass
@@ -74,3 +86,26 @@ def mean(judged: list[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str,
             if values:
                 found.setdefault(name, {})[metric] = float(np.mean(values))
     return found
+
+
+def show(judged: Judged, console: Console) -> None:
+    """A table for every picture, their mean, and what the numbers are."""
+    average = mean(list(judged.values()))
+    metrics = list(METRICS if console.width >= max(map(len, average)) + COLUMNS_WIDTH else SHORT)
+    for picture, quality in judged.items():
+        console.print(set_table(escape(picture), quality, metrics))
+    if len(judged) > 1:
+        console.print(set_table(f"mean of {len(judged)} photographs", average, metrics))
+    console.print(CONVENTION, soft_wrap=False)
+
+
+def as_csv(judged: Judged) -> str:
+    """A line for every picture and predictor, and for the means over pictures; PSNR in dB."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["picture", "predictor", *METRICS])
+    average = {"mean": mean(list(judged.values()))} if judged else {}
+    for picture, quality in [*judged.items(), *average.items()]:
+        for name, values in quality.items():
+            writer.writerow([picture, name, *(f"{values[m]:.6g}" if m in values else "" for m in METRICS)])
+    return text.getvalue()

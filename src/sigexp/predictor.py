@@ -4,9 +4,11 @@ Axes: B batch, C and D channels, H W pixels, T samples, K classes. Signals are f
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +21,7 @@ from sigexp import machine, saved, tiling
 from sigexp.data.patches import to_float
 from sigexp.signal.bayer import mosaic
 from sigexp.tiling import Sight, Tile
+from sigexp.track.find import STAMP
 
 MOSAICS = "sigexp.datasets.bayer.bayer_mosaic"
 MOST_CONFIG_BYTES = 100_000
@@ -238,6 +241,30 @@ def load(folder: Path, trust: Sequence[str] = ()) -> Predictor:
     trust: prefixes of targets that it may name beside what a conf offers.
     """
     return described(folder, saved.load_model(folder, trust))
+
+
+def load_several(folders: Sequence[Path], trust: Sequence[str] = ()) -> dict[str, Predictor]:
+    """The best models of several runs, by what to call them; a run that repeats another one counts once. As `load`."""
+    found: dict[bytes, Path] = {}
+    ready = {folder: load(folder, trust) for folder in folders}
+    for folder in folders:
+        found.setdefault(sha256((folder / "model.safetensors").read_bytes()).digest(), folder)
+    names = labels([ready[folder].name for folder in found.values()], list(found.values()))
+    return {name: ready[folder] for name, folder in zip(names, found.values(), strict=True)}
+
+
+def labels(names: Sequence[str], runs: Sequence[Path]) -> list[str]:
+    """What models are called, in tables and as folders: their names, and the signature of the run where these repeat.
+
+    The names may be a stranger's: they become words that no terminal and no file system acts on.
+    """
+    found: list[str] = []
+    for name, run in zip(names, runs, strict=True):
+        place = run.resolve().name
+        signature = f"-{place[STAMP:].lstrip('-') or place}" if names.count(name) > 1 else ""
+        word = re.sub(r"[^\w.+-]+", "_", f"{name[:40]}{signature}").lstrip(".") or "model"
+        found.append(word if word not in found else f"{word}-{len(found) + 1}")
+    return found
 
 
 def described(folder: Path, model: nn.Module) -> Predictor:

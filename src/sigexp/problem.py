@@ -112,6 +112,9 @@ def blockwise(draw: Draw, *, seed: int, block: int = 250) -> Sample:
         inputs, targets = draw(generator(seed, split, number), split, block)
         if not len(inputs) == len(targets) == block:
             raise ValueError(f"draw gave {len(inputs)} inputs and {len(targets)} targets; it was asked for {block}")
+        _check_drawn("inputs", inputs)
+        if targets.dtype != np.int64 or targets.ndim != 1:
+            _check_drawn("targets", targets)
         return inputs, targets
 
     def sample(split: Split, index: Tensor) -> Batch:
@@ -151,6 +154,23 @@ def blockwise(draw: Draw, *, seed: int, block: int = 250) -> Sample:
                 kept.popitem(last=False)
 
     return sample
+
+
+def _check_drawn(what: str, array: np.ndarray) -> None:
+    """Raise ValueError where examples are no signals [n, C, H, W] or [n, C, T] in float32."""
+    if array.dtype != np.float32 or array.ndim not in (3, 4):
+        classes = "; class indices are int64 [n]" if what == "targets" else ""
+        raise ValueError(
+            f"draw gave {what} of {array.dtype}, shape {list(array.shape)}: expected float32 [n, C, H, W] or "
+            f"[n, C, T]{classes}"
+        )
+
+
+def expected(found: object, target: object) -> Problem:
+    """What a dataset's function gave, where it is a problem, else a ValueError."""
+    if not isinstance(found, Problem):
+        raise ValueError(f"dataset: {target} gave {type(found).__name__}; expected a sigexp.problem.Problem")
+    return found
 
 
 def _run(positions: np.ndarray) -> slice | np.ndarray:

@@ -53,12 +53,12 @@ def draw(config: Mapping[str, Any], names: Names, output: Path | None) -> str:
 
     from sigexp import config as configuration
     from sigexp.config import ConfigError
-    from sigexp.problem import Problem
+    from sigexp.problem import expected
     from sigexp.report import figures
 
     if not isinstance(config["dataset"], Mapping):
         raise ConfigError("no dataset: give experiment=NAME or dataset=NAME (`sigexp list` shows them)")
-    problem: Problem = configuration.build(config["dataset"], what="dataset")
+    problem = expected(configuration.build(config["dataset"], what="dataset"), config["dataset"]["_target_"])
     inputs, targets = problem.sample("train", torch.arange(8 if problem.kind == "class" else 4))
     if problem.kind == "class":
         labels = problem.labels or tuple(map(str, range(problem.classes or 0)))
@@ -71,12 +71,13 @@ def draw(config: Mapping[str, Any], names: Names, output: Path | None) -> str:
     path.write_bytes(picture)
     shapes = problem.shapes()
     sizes = ", ".join(f"{split} {'stream' if n is None else n}" for split, n in problem.sizes.items())
+    source = "; ".join(f"{key}: {value}" for key, value in problem.source.items())
     return "\n".join(
         [
             f"{names.experiment}: {problem.kind} problem, inputs {list(shapes[0])}, targets {list(shapes[1])}",
             f"examples: {sizes}; metrics: {', '.join(problem.metrics)}",
-            f"references: {', '.join(problem.references)}",
-            "data: " + "; ".join(f"{key}: {value}" for key, value in problem.source.items()),
+            f"references: {', '.join(problem.references) or 'none'}",
+            *([f"data: {source}"] if source else []),
             f"picture: {path}",
         ]
     )

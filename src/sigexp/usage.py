@@ -17,7 +17,7 @@ Verbs
   rerun RUN [NAME=VALUE ...]            the same run again, or with a change; refuses where its conf has changed
   replay RUN                            train the best line's recorded hyperparameter schedule alone
   apply RUN FILE... -o OUT [--simulate]  the learned model on your own pictures, arrays and sounds, of any size;
-                                        `sigexp apply --help` says more
+                                        several RUNs: side by side; `sigexp apply --help` says more
   compare RUN... [--csv] [--html FILE]  a table over runs: mean and 95 % interval over seeds, references beside;
                                         RUN is a run's folder, a folder of runs, a sweep's folder or a glob
   report RUN... [-o FILE]               write report.html again, from what lies in a run's folder
