@@ -79,11 +79,11 @@ def run(
     stated = claims.matching(claims_file.load(names.experiment), overrides, asdict(names))
     sign = folders.signature(config, problem.source, sigexp.__version__)
     folder = folders.create(Path(config["outputs"]), names.experiment, names.model, sign)
-    board = Board(folder, problem, ready.members[0], ready.device, ready.settings.max_samples)
+    board = Board(folder, problem, names, ready.members[0], ready.device, ready.settings.max_samples)
     with folders.logging_to(folder, command), closing(board):
         log.info("allocator tuned: %s; threads: %d; device: %s", allocator_tuned, torch.get_num_threads(), ready.device)
         write_config(folder, config, names, overrides)
-        board.begin(config, names)
+        board.begin(config)
         trained = train(config, ready, folder, board, allocator_tuned)
         best, feed = trained.best, trained.feed
         save_model(folder, best, described(config, names, ready))

@@ -1,14 +1,15 @@
 """What TensorBoard shows of one run: `sigexp board`.
 
-Scalars: learning/METRIC/{best,median,quantile_25,quantile_75} on validation data, loss/..., population/...,
-references/METRIC/NAME, test/METRIC. Images: progress/... at a handful of rounds, result/..., search/members. Text:
-result, config, model. Beside them the model's graph, the run's line in the hparams tab, and the layout of the custom
-scalars. Steps are member-samples of the search.
+Scalars: learning/EXPERIMENT/METRIC/{best,median,quantile_25,quantile_75} on validation data, loss/..., population/...,
+references/EXPERIMENT/METRIC/NAME, test/METRIC. Images: progress/... at a handful of rounds, result/..., search/members.
+Text: result, run/config, run/model. Beside them the model's graph, the run's line in the hparams tab, and the layout of
+the custom scalars. Steps are member-samples of the search.
 """
 
 import copy
 import logging
 import math
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from sigexp.names import Names
 from sigexp.population.population import module_of
 from sigexp.problem import Batch, Problem
 from sigexp.report import model_graph, snapshots
+from sigexp.report.canvas import smaller
 from sigexp.report.figures import kernel_weights
 from sigexp.report.pictures import worth_showing
 from sigexp.report.tables import number, ranked, test_sets
@@ -33,18 +35,22 @@ from sigexp.signal.response import Response
 from sigexp.track.events import Events, Node
 
 log = logging.getLogger("sigexp")
-EXAMPLES = 4
+EXAMPLES = 3
 JUDGED = 200  # validation examples of the confusion matrix while a run goes on
 MOMENTS = (0.0, 0.25, 0.5, 0.75)  # shares of the budget from which the next round is pictured, and the end
 LEVELS = 4  # references beside a learning curve
 COLUMNS = ("test/headline", "test/best_reference", *(f"test/{metric}" for metric in METRICS))
+FIRST = ("experiment", "model", "metric", "seed", "lr")  # TensorBoard shows five columns, and others where ticked
 
 
 class Board:
     """The event file of a run. A picture that cannot be drawn is missing, and run.log says why; OSError is raised."""
 
-    def __init__(self, folder: Path, problem: Problem, model: nn.Module, device: torch.device, budget: int) -> None:
+    def __init__(
+        self, folder: Path, problem: Problem, names: Names, model: nn.Module, device: torch.device, budget: int
+    ) -> None:
         self.events, self.problem, self.device, self.budget = Events(folder), problem, device, budget
+        self.names, self.judged = names, f"{names.experiment}/{problem.headline}"
         self.template = copy.deepcopy(model).to(device)
         self.due = list(MOMENTS)
         self.levels: dict[str, float] = {}
@@ -57,11 +63,13 @@ class Board:
     def close(self) -> None:
         self.events.close()
 
-    def begin(self, config: Mapping[str, Any], names: Names) -> None:
+    def begin(self, config: Mapping[str, Any]) -> None:
         """What is known before training: settings, model, graph, layout."""
-        self.events.layout(layout(self.problem.headline))
-        self.events.begin_hparams(hparams_of(config, names, self.problem.headline), COLUMNS)
-        self.events.text("config", indented(yaml.safe_dump({"names": asdict(names), **config}, sort_keys=False)))
+        self.events.layout(layout(self.names.experiment, self.problem.headline))
+        self.events.begin_hparams(hparams_of(config, self.names, self.problem.headline), COLUMNS, FIRST)
+        self.events.text(
+            "run/config", indented(yaml.safe_dump({"names": asdict(self.names), **config}, sort_keys=False))
+        )
         nodes: list[Node] = []
         try:
             shape = self.problem.shapes()[0]
@@ -71,14 +79,14 @@ class Board:
             raise
         except Exception as error:  # a model may do anything
             log.info("no graph for TensorBoard: %s", " ".join(str(error).split())[:200])
-        self.events.text("model", described(self.template, nodes))
+        self.events.text("run/model", described(self.template, nodes))
 
     def references(self, valid: Mapping[str, Mapping[str, float]]) -> None:
         """What validation data give by known predictors: reference -> metric -> value."""
         headline, problem = self.problem.headline, self.problem
         known = {name: found[headline] for name, found in valid.items() if math.isfinite(found.get(headline, math.nan))}
         for name in sorted(known, key=known.__getitem__, reverse=higher_is_better(headline))[:LEVELS]:
-            self.levels[f"references/{headline}/{name}"] = known[name]
+            self.levels[f"references/{self.judged}/{name}"] = known[name]
         self.events.scalars(self.levels, 0)
         size = problem.sizes["valid"]
         count = JUDGED if problem.kind == "class" else EXAMPLES
@@ -95,7 +103,7 @@ class Board:
         """After every round: scalars; at some of them pictures."""
         step = done.total_samples
         self.rounds.append(replace(done, best_state={}))
-        self.events.scalars(round_scalars(done, self.problem.headline), step)
+        self.events.scalars(round_scalars(done, self.judged), step)
         if self.due and step >= self.due[0] * self.budget:
             self.due = [share for share in self.due if share * self.budget > step]
             self.progress(module_of(self.template, done.best_state), step)
@@ -140,8 +148,10 @@ class Board:
         """Pictures of the best member when the search has ended. pictures: those of the run's folder, as PNG."""
         step = self.rounds[-1].total_samples
         self.progress(model, step)
+        full_color = self.problem.kind == "image" and self.problem.shapes()[1][0] == 3
         for name, png in pictures.items():
-            self.events.picture(f"result/{name}", png, step)
+            if name != "kernels":  # progress has the last of them
+                self.events.picture(f"result/{name}", png if full_color else smaller(png), step)
         true = self.problem.kernel
         if looks is not None and true is not None:
             self.draw("result/kernel_beside_true", step, lambda: snapshots.kernel_beside_true(looks, true))
@@ -171,11 +181,12 @@ def count_decisions(outputs: Tensor, targets: Tensor, classes: int) -> np.ndarra
     return torch.bincount(pairs, minlength=classes * classes).reshape(classes, classes).double().numpy()
 
 
-def round_scalars(done: RoundRecord, headline: str) -> dict[str, float]:
-    """A population's round in numbers. 'best' of the metric is the best member of the search so far."""
+def round_scalars(done: RoundRecord, judged: str) -> dict[str, float]:
+    """A population's round in numbers. judged: experiment/metric, whose 'best' is the best member of the search so
+    far."""
     healthy = [m for m in done.members if not m.diverged]
-    scalars = spread(f"learning/{headline}", [m.valid for m in healthy])
-    scalars[f"learning/{headline}/best"] = done.best.valid
+    scalars = spread(f"learning/{judged}", [m.valid for m in healthy])
+    scalars[f"learning/{judged}/best"] = done.best.valid
     for name, losses in (("train", [m.train_loss for m in healthy]), ("valid", [m.valid_loss for m in healthy])):
         scalars |= spread(f"loss/{name}", losses)
         if losses:
@@ -197,19 +208,24 @@ def spread(tag: str, values: Sequence[float]) -> dict[str, float]:
     return {f"{tag}/median": middle, f"{tag}/quantile_25": low, f"{tag}/quantile_75": high}
 
 
-def layout(headline: str) -> dict[str, dict[str, Any]]:
-    """The custom scalars tab. Runs of the same metric share their charts."""
-    here = f"learning/{headline}"
+def layout(experiment: str, headline: str) -> dict[str, dict[str, Any]]:
+    """The custom scalars tab. Runs of the same experiment share their charts of what is learned, all runs the others.
+
+    TensorBoard adds the charts of later runs to the first one's categories, so all runs have the same categories.
+    """
+    judged = f"{experiment}/{headline}"
+    here, known = (re.escape(f"{group}/{judged}/") for group in ("learning", "references"))
+    band = tuple(f"learning/{judged}/{name}" for name in ("median", "quantile_25", "quantile_75"))
     return {
         "Learning": {
-            f"{headline} on validation data, and references": [f"{here}/(best|median)$", f"references/{headline}/.*"],
-            f"{headline}: median and quartiles of the population": [
-                (f"{here}/median", f"{here}/quantile_25", f"{here}/quantile_75")
-            ],
+            f"{experiment}: {headline} on validation data, and references": [f"{here}(best|median)$", f"{known}.*"],
+            f"{experiment}: {headline}, median and quartiles of the population": [band],
+        },
+        "Population": {
             "training and validation loss": ["loss/(train|valid)/(best|median)$"],
             "learning rate": ["population/lr/.*"],
             "batch size": ["population/batch_size/.*"],
-        }
+        },
     }
 
 

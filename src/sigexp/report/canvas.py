@@ -1,5 +1,6 @@
 """Pictures drawn while a run goes on, in milliseconds: pixels by OpenCV, words by Pillow, charts with plot's axes."""
 
+import io
 from collections.abc import Sequence
 from functools import cache
 
@@ -10,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sigexp.report.plot import Axis, short
 
 Color = tuple[int, int, int]
-BLACK, GREY, LIGHT, WHITE = (30, 30, 30), (120, 120, 120), (215, 215, 215), (255, 255, 255)
+BLACK, GREY, PALE, LIGHT, WHITE = (30, 30, 30), (120, 120, 120), (190, 190, 190), (215, 215, 215), (255, 255, 255)
 BLUE, ORANGE, RED = (31, 119, 180), (230, 120, 20), (200, 40, 40)
 SUBPIXEL = 4  # bits of OpenCV's coordinates
 BLUE_WHITE_RED = np.array([[33, 84, 160], [125, 170, 215], [255, 255, 255], [240, 150, 120], [170, 20, 40]], np.float32)
@@ -75,14 +76,26 @@ class Canvas:
         span = (y.end - y.start) / (y.high - y.low)
         self.line(np.stack([across, y.start + span * (values - y.low)], 1), color, thickness)
 
-    def png(self) -> bytes:
+    def png(self, *, full_color: bool = False) -> bytes:
+        """As PNG, of 256 colours unless `full_color`: a third of the size."""
         image = Image.fromarray(self.pixels)
         draw = ImageDraw.Draw(image)
         for x, y, words, anchor, size, color in self.words:
             draw.text((x, y), words, fill=color, font=font(size), anchor=anchor)
-        done, buffer = cv2.imencode(".png", np.asarray(image)[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 7])
-        assert done
-        return buffer.tobytes()
+        return encoded(image, full_color=full_color)
+
+
+def encoded(image: Image.Image, *, full_color: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    reduced = image if full_color else image.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    reduced.save(buffer, format="png", compress_level=6)
+    return buffer.getvalue()
+
+
+def smaller(png: bytes) -> bytes:
+    """A picture of 256 colours."""
+    with Image.open(io.BytesIO(png)) as image:
+        return encoded(image.convert("RGB"))
 
 
 def fitted(words: str, width: float, size: int = 12) -> str:

@@ -72,7 +72,7 @@ class Recorder(TorchFunctionMode):
         self.inside += 1
 
     def leave(self, name: str, module: nn.Module) -> Any:
-        kind, place = type(module).__name__, name.replace(".", "/")
+        place = name.replace(".", "/")
 
         def left(_: nn.Module, inputs: Any, output: Any) -> None:
             self.inside -= 1

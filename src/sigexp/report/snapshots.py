@@ -10,17 +10,17 @@ import numpy as np
 from torch import Tensor
 
 from sigexp.report import canvas, plot
-from sigexp.report.canvas import BLACK, BLUE, GREY, ORANGE, Canvas, Color, colored, enlarged, fitted, legend, rgb
+from sigexp.report.canvas import BLACK, BLUE, GREY, ORANGE, PALE, Canvas, Color, colored, enlarged, fitted, legend, rgb
 from sigexp.report.figures import shades, tiled
 from sigexp.report.response import around_middle
 from sigexp.report.seeds import MARGIN, fitted_to, half_extent
 from sigexp.search.rounds import RoundRecord
 from sigexp.signal.response import Response
 
-SIDE = 128  # pixels of an example
+SIDE = 96  # pixels of an example
 GAP = 6
 HEAD = 22  # pixels of a row of names
-PANEL = (300, 110)  # width and height of a sequence
+PANEL = (210, 90)  # width and height of a sequence
 MOST_LINES = 2  # channels of a sequence drawn as lines; more are an image
 MOST_KERNELS = 48
 FLOOR_DB = -60.0
@@ -28,6 +28,11 @@ FLOOR_DB = -60.0
 
 def array(signal: Tensor) -> np.ndarray:
     return signal.detach().float().cpu().numpy()
+
+
+def largest(values: np.ndarray) -> float:
+    """The largest magnitude of what is finite; 1 where that is nothing or 0."""
+    return float(np.abs(values[np.isfinite(values)]).max(initial=0.0)) or 1.0
 
 
 def examples(kind: str, columns: Mapping[str, Tensor], *, own_scale: bool = False) -> bytes:
@@ -40,11 +45,16 @@ def examples(kind: str, columns: Mapping[str, Tensor], *, own_scale: bool = Fals
         return sequences(columns)
     output, target = array(columns["output"]), array(columns["target"])
     error = (output - target).mean(1)
-    limit = 3 * float(np.sqrt(np.nanmean(np.square(output - target)))) or 1e-12
+    squares = np.square(output - target)
+    limit = 3 * math.sqrt(float(squares[np.isfinite(squares)].mean())) if np.isfinite(squares).any() else 0.0
+    limit = limit or 1e-12
     cells: dict[str, list[np.ndarray]] = {}
     for name, signals in columns.items():
         alone = own_scale or name == "input"
-        cells[name] = [rgb(shades(i, None if alone else t)) for i, t in zip(signals, columns["target"], strict=True)]
+        cells[name] = [
+            rgb(shades(signal.nan_to_num(0, 0, 0), None if alone else wanted))
+            for signal, wanted in zip(signals, columns["target"], strict=True)
+        ]
     cells[f"error ±{limit:.2g}"] = [colored(one, -limit, limit) for one in error]
     shown = {name: [enlarged(image, SIDE) for image in images] for name, images in cells.items()}
     widths = [max(image.shape[1] for image in images) for images in shown.values()]
@@ -56,7 +66,7 @@ def examples(kind: str, columns: Mapping[str, Tensor], *, own_scale: bool = Fals
         for row, image in enumerate(images):
             drawn.paste(image, left, HEAD + row * (height + GAP))
         left += width + GAP
-    return drawn.png()
+    return drawn.png(full_color=columns["target"].shape[1] == 3)
 
 
 def sequences(columns: Mapping[str, Tensor]) -> bytes:
@@ -75,7 +85,7 @@ def sequences(columns: Mapping[str, Tensor]) -> bytes:
         ),
         ("error", [("output - target", error, canvas.RED, 1)]),
     ]
-    (width, height), rows, left = PANEL, len(error), 44
+    (width, height), rows, left = PANEL, len(error), 36
     drawn = Canvas(len(panels) * (width + left + GAP), HEAD + rows * (height + 2 * GAP))
     for column, (_, signals) in enumerate(panels):
         start = column * (width + left + GAP) + left
@@ -92,7 +102,7 @@ def sequence_panel(drawn: Canvas, left: int, top: int, signals: Sequence[tuple[n
     width, height = PANEL
     last = signals[-1][0]
     if len(last) > MOST_LINES:
-        limit = float(np.nanmax(np.abs(last))) or 1.0
+        limit = largest(last)
         image = canvas.cv2.resize(colored(last[::-1], -limit, limit), PANEL, interpolation=canvas.cv2.INTER_AREA)
         drawn.paste(image, left, top)
         return
@@ -133,7 +143,7 @@ def confusion(counts: np.ndarray, labels: Sequence[str]) -> bytes:
 def kernels(name: str, weight: Tensor) -> bytes:
     """A layer's weights on one scale, zero in white: kernels [D, C, h, w] or [D, C, T] side by side, a matrix as is."""
     values = array(weight)
-    limit = float(np.nanmax(np.abs(values))) or 1.0
+    limit = largest(values)
     if values.ndim == 2:
         image = values
     elif values.ndim == 3:
@@ -172,13 +182,15 @@ def kernel_beside_true(response: Response, true: np.ndarray) -> bytes | None:
             (("learned", learned, limit), ("true", expected, limit), ("learned - true", rest, most))
         ):
             drawn.text(300 * i + 135, 36, f"{name}, ±{bound:.2g}", "mm")
-            drawn.paste(enlarged(colored(values, -bound, bound), 250)[:262, :290], 300 * i + 4, 48)
+            shown = enlarged(colored(values, -bound, bound), 250)[:258, :290]
+            drawn.paste(shown, 300 * i + 4, 48)
+            drawn.frame(300 * i + 4, 48, 300 * i + 4 + shown.shape[1], 48 + shown.shape[0])
         gains(drawn, learned.sum(0), expected.sum(0), 960, "gain in dB by cycles per pixel, along rows")
         return drawn.png()
     x = plot.axis([-far, far], 50, 330)
     y = plot.axis([*learned.tolist(), *expected.tolist()], 260, 56)
     drawn.axes(plot.Axis(-far, far, x.start, x.end), y, "samples from the impulse")
-    drawn.signal(x, y, expected, GREY, 4)
+    drawn.signal(x, y, expected, PALE, 4)
     drawn.signal(x, y, learned, BLUE)
     legend(drawn, 52, 40, (("true", GREY), ("learned", BLUE)))
     gains(drawn, learned, expected, 410, "gain in dB by cycles per sample")
@@ -194,17 +206,19 @@ def gains(drawn: Canvas, learned: np.ndarray, expected: np.ndarray, left: int, n
     x = plot.Axis(0, 0.5, left, left + 260)
     y = plot.axis([float(v) for both in levels for v in (both.min(), both.max())], 260, 56)
     drawn.axes(x, y, "", "")
-    drawn.text(left, 288, name, "lb", 12)
-    drawn.signal(x, y, levels[0], GREY, 4)
+    drawn.text(left + 130, 294, name, "mb", 12)
+    drawn.signal(x, y, levels[0], PALE, 4)
     drawn.signal(x, y, levels[1], BLUE)
     legend(drawn, left + 2, 40, (("true", GREY), ("learned", BLUE)))
 
 
-def members(rounds: Sequence[RoundRecord]) -> bytes:
+def members(rounds: Sequence[RoundRecord]) -> bytes | None:
     """Validation loss over the samples of the search: a dot for every member and round, coloured by its learning rate;
-    the line of descent of the best member."""
+    the line of descent of the best member. None where every member diverged."""
     all_members = [(done.total_samples, member) for done in rounds for member in done.members]
     everyone = [(total, m) for total, m in all_members if math.isfinite(m.valid_loss)]
+    if not everyone:
+        return None
     places = {m.id: (total, m.valid_loss) for total, m in everyone}
     parents = {m.id: m.parent for _, m in everyone}
     drawn = Canvas(760, 430)

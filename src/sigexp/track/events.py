@@ -90,13 +90,15 @@ class Events:
         value = Summary.Value(tag="custom_scalars__config__", tensor=tensor, metadata=plugin("custom_scalars"))
         self._write(Summary(value=[value]), 0)
 
-    def begin_hparams(self, hparams: Mapping[str, HParam], metrics: Sequence[str]) -> None:
+    def begin_hparams(self, hparams: Mapping[str, HParam], metrics: Sequence[str], first: Sequence[str] = ()) -> None:
         """This run's line in the hparams tab. The tab has the columns that one of the runs names, so all name the same
-        hyperparameters and metrics; a metric is the last value of the scalar of its name."""
+        hyperparameters and metrics; a metric is the last value of the scalar of its name. first: leftmost columns."""
         numbers = {name: not isinstance(value, str) for name, value in hparams.items()}
         columns = [
             api_pb2.HParamInfo(
-                name=name, type=api_pb2.DATA_TYPE_FLOAT64 if number else api_pb2.DATA_TYPE_STRING
+                name=name,
+                type=api_pb2.DATA_TYPE_FLOAT64 if number else api_pb2.DATA_TYPE_STRING,
+                differs=name in first,  # the tab sorts by it
             )
             for name, number in numbers.items()
         ]  # fmt: skip
