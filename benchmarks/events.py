@@ -129,7 +129,8 @@ def opening(folder: Path, runs: int, last_step: int) -> dict[str, float]:
 
 @contextmanager
 def timed() -> Iterator[dict[str, float]]:
-    """Seconds in every method of Board, by name; one that another one calls counts with that."""
+    """Processor seconds of this process in every method of Board, by name; one that another one calls counts with
+    that. Processor time, because other work on the machine makes both parts of a share wait."""
     spent: dict[str, float] = {}
     inside: list[str] = []
     names = ["__init__", *(n for n, f in vars(Board).items() if callable(f) and not n.startswith("_"))]
@@ -138,14 +139,14 @@ def timed() -> Iterator[dict[str, float]]:
     def clocked(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
-            began = time.perf_counter()
+            began = time.process_time()
             inside.append(name)
             try:
                 return method(*args, **kwargs)
             finally:
                 inside.pop()
                 if not inside:
-                    spent[name] = spent.get(name, 0.0) + time.perf_counter() - began
+                    spent[name] = spent.get(name, 0.0) + time.process_time() - began
 
         return call
 
@@ -159,12 +160,12 @@ def timed() -> Iterator[dict[str, float]]:
 
 
 def real(words: list[str], outputs: Path) -> tuple[float, dict[str, float], int, int]:
-    """A real run: its seconds, those of Board's methods, its rounds, the bytes of its events."""
+    """A real run: its processor seconds, those of Board's methods, its rounds, the bytes of its events."""
     config, names = cli.compose([*words, f"outputs={outputs}"])
     with timed() as spent:
-        began = time.perf_counter()
+        began = time.process_time()
         done = experiment.run(config, names, words)
-        seconds = time.perf_counter() - began
+        seconds = time.process_time() - began
     size = sum(path.stat().st_size for path in done.folder.glob("events.out.tfevents*"))
     return seconds, spent, done.result["rounds"], size
 
@@ -212,14 +213,16 @@ def report(given: argparse.Namespace, place: Path) -> list[str]:
         "|---|---:|",
         *(f"| {name} | {seconds:.1f} |" for name, seconds in times.items()),
         "",
-        f"Writing, pictures drawn and graph included; the writer's import adds {importing():.2f} s to every start.",
+        "Writing, pictures drawn and graph included. "
+        f"The writer's import adds {importing():.2f} s to every start. "
+        "Seconds are of processor time, in one process.",
         "",
         "| run | rounds | whole run, s | events, s | share | largest part | file, kB |",
         "|---|---:|---:|---:|---:|---|---:|",
     ]
     for name in given.real:
         chosen, _, model = name.partition("/")
-        words = [f"experiment={chosen}", f"model={model}", *given.settings]
+        words = [f"experiment={chosen}", f"model={model}", "trainer.processes=1", *given.settings]
         seconds, spent, rounds, written = real(words, place / "real")
         total, most = sum(spent.values()), max(spent, key=spent.__getitem__)
         lines.append(
