@@ -109,7 +109,8 @@ def fitted(words: str, width: float, size: int = 12) -> str:
 
 def colored(values: np.ndarray, low: float, high: float, scale: np.ndarray = BLUE_WHITE_RED) -> np.ndarray:
     """Values of any shape as colours [..., 3] uint8 of a scale from `low` to `high`; what is not finite in grey."""
-    place = (np.nan_to_num(values) - low) / max(high - low, 1e-30) * (len(scale) - 1)
+    inside = np.clip(np.nan_to_num(values), low, high)
+    place = (inside - low) / max(high - low, 1e-30) * (len(scale) - 1)
     grid = np.arange(len(scale))
     found = np.stack([np.interp(place, grid, scale[:, c]) for c in range(3)], -1).round().astype(np.uint8)
     found[~np.isfinite(values)] = LIGHT
