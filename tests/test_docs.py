@@ -57,8 +57,6 @@ FILES = (
     "report.html", "result.json", "rounds.jsonl", "config.yaml", "composed.yaml", "examples.png", "kernels.png",
     "response.png", "cases.json", "model.safetensors", "model.json", "events.out.tfevents.*", "run.log",
 )  # fmt: skip
-# Pages that may come later than the links to them
-ELSEWHERE = {"docs/tensorboard.md", "tensorboard.md"}
 PROMISED = {
     "README.md": "developed/photo.png developed/raw.png bayer.html outputs/bayer/*/*/report.html preview-fill.png",
     "claims.md": "outputs/claims/claims.json",
@@ -217,7 +215,7 @@ def test_yaml_blocks_are_yaml():
 def test_links_lead_somewhere():
     for page, path in PAGES.items():
         for target in LINK.findall(path.read_text(encoding="utf-8")):
-            assert target in ELSEWHERE or (path.parent / target).exists(), f"{page}: {target}"
+            assert (path.parent / target).exists(), f"{page}: {target}"
 
 
 def test_the_python_door_is_the_documented_one():

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 import sigexp
 from sigexp import catalog, evaluation, fitting, kernels, machine, starts
@@ -26,6 +26,7 @@ from sigexp.population.population import Population
 from sigexp.population.shards import Shards
 from sigexp.problem import Batch, Problem, Reference, expected
 from sigexp.report import cases, claims, claims_file, page, response, verdicts
+from sigexp.report.board import Board
 from sigexp.report.pictures import pictures
 from sigexp.report.terminal import Terminal, best_reference
 from sigexp.saved import save_model
@@ -33,7 +34,6 @@ from sigexp.search.base import HParams
 from sigexp.search.rounds import Outcome, RoundRecord, SearchLoop
 from sigexp.signal.response import Response
 from sigexp.track import folder as folders
-from sigexp.track.events import Events
 
 log = logging.getLogger("sigexp")
 SCHEMA_VERSION = 1
@@ -79,29 +79,31 @@ def run(
     stated = claims.matching(claims_file.load(names.experiment), overrides, names.chosen())
     sign = folders.signature(config, problem.source, sigexp.__version__)
     folder = folders.create(Path(config["outputs"]), names.experiment, names.model, sign)
-    with folders.logging_to(folder, command), closing(Events(folder)) as events:
+    board = Board(folder, problem, names, ready.members[0], ready.device, ready.settings.max_samples)
+    with folders.logging_to(folder, command), closing(board):
         log.info("allocator tuned: %s; threads: %d; device: %s", allocator_tuned, torch.get_num_threads(), ready.device)
         write_config(folder, config, names, overrides)
-        trained = train(config, ready, folder, events, allocator_tuned)
-        outcome, best, feed = trained.outcome, trained.best, trained.feed
+        board.begin(config)
+        trained = train(config, ready, folder, board, allocator_tuned)
+        best, feed = trained.best, trained.feed
         save_model(folder, best, described(config, names, ready))
         looks = response.measured(best, problem)
         sight = looks.field if looks else None
         judged = {**problem.references, **linear_bounds(best, problem, feed, config["footprint"], sight)}
         seen = cases.Cases(problem)
-        test, references = judge(best, problem, judged, ready.device, seen)
+        test, references = judge(best, problem, judged, ready.device, [seen, board.watch])
         result = {
             **summary(config, names, ready, trained, test, references, command, began),
             "excess": excess(best, problem, test, references),
             "learning_curve": passing(best, problem, feed, references),
             "response": looks.numbers() if looks else None,
         }
-        show(folder, events, best, problem, judged, outcome, ready.device, looks)
+        show(folder, board, best, problem, judged, ready.device, looks)
         folders.write(folder / "cases.json", folders.dumps(cases.as_dict(seen, judged, references)))
-        events.hparams(hparams_of(config, names), {f"test/{k}": v for k, v in test.items()}, outcome.total_samples)
         result["best"]["train"] = evaluation.evaluate({"": best}, problem, "train", ready.device, TRAIN_EXAMPLES)[""]
         result["kernels"] = kernels.measure(best)
         result["claims"] = verdicts.of_result(stated, result)
+        board.end(result)
         folders.write(folder / "result.json", folders.dumps(result, indent=2) + "\n")
         try:
             page.write(folder)
@@ -146,11 +148,12 @@ class Trained:
     references: Mapping[str, Mapping[str, float]]  # on validation data
 
 
-def train(config: Mapping[str, Any], ready: Ready, folder: Path, events: Events, allocator_tuned: bool) -> Trained:
+def train(config: Mapping[str, Any], ready: Ready, folder: Path, board: Board, allocator_tuned: bool) -> Trained:
     """The search, from drawing the data to its outcome."""
     problem, settings, trainer = ready.problem, ready.settings, config["trainer"]
     began = time.perf_counter()
     valid = evaluation.references(problem, "valid", settings.valid_samples)
+    board.references(valid)
     feed = Feed(problem, seed=config["dataset"].get("seed", 0), device=ready.device, shuffle=trainer["shuffle"])
     if feed.size is not None:
         feed.data()
@@ -176,7 +179,7 @@ def train(config: Mapping[str, Any], ready: Ready, folder: Path, events: Events,
                     hparams=hparams,
                     seed=config["seed"],
                     lr_schedule=trainer["schedule"],
-                    on_round=recorder(folder, events, terminal, problem),
+                    on_round=recorder(folder, board, terminal),
                     on_progress=terminal.step,
                 ).run()
         finally:
@@ -262,9 +265,7 @@ def populate(
     return population, hparams
 
 
-def recorder(
-    folder: Path, events: Events, terminal: Terminal, problem: Problem
-) -> Callable[[RoundRecord, Population | Shards], None]:
+def recorder(folder: Path, board: Board, terminal: Terminal) -> Callable[[RoundRecord, Population | Shards], None]:
     """What happens after every round: the record on disk, TensorBoard, the terminal."""
 
     def record(done: RoundRecord, population: Population | Shards) -> None:
@@ -272,22 +273,7 @@ def recorder(
             for member in done.members:
                 line = {**asdict(member), "total_samples": done.total_samples, "seconds": done.seconds}
                 file.write(folders.dumps(line) + "\n")
-        healthy = [m for m in done.members if not m.diverged]
-        scalars = {
-            f"valid_{problem.headline}/best": done.best.valid,
-            "hyperparameters/lr_best": done.best.hparams["lr"],
-            "hyperparameters/batch_size_best": done.best.hparams["batch_size"],
-            "population/diverged": float(len(done.members) - len(healthy)),
-        }
-        scalars["population/samples_per_second"] = done.round_samples / max(done.seconds, 1e-9)
-        for name, values in (("valid", [m.valid_loss for m in healthy]), ("train", [m.train_loss for m in healthy])):
-            if values:
-                scalars[f"loss_{name}/best"] = min(values)
-                scalars[f"loss_{name}/median"] = float(np.median(values))
-                scalars[f"loss_{name}/quantile_25"], scalars[f"loss_{name}/quantile_75"] = np.quantile(
-                    values, [0.25, 0.75]
-                )
-        events.scalars(scalars, done.total_samples)
+        board.round(done)
         terminal.round(done)
 
     return record
@@ -298,12 +284,17 @@ def judge(
     problem: Problem,
     references: Mapping[str, Reference],
     device: torch.device,
-    watch: evaluation.Watch,
+    watches: Sequence[evaluation.Watch],
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Metrics of the model and of every reference on the test sets, each split passed over once.
 
-    `watch` is shown what the model makes of the test data.
+    `watches` are shown what the model makes of the test data.
     """
+
+    def watch(index: Tensor, batch: Batch, outputs: Tensor) -> None:
+        for one in watches:
+            one(index, batch, outputs)
+
     known = {name: r.predict for name, r in references.items() if r.predict is not None}
     on_cpu = {name: (lambda f: lambda x: f(x.cpu()).to(device))(predict) for name, predict in known.items()}
     results = evaluation.evaluate_all({"": model, **on_cpu}, problem, device, {"": watch})
@@ -402,36 +393,16 @@ def described(config: Mapping[str, Any], names: Names, ready: Ready) -> dict[str
 
 def show(
     folder: Path,
-    events: Events,
+    board: Board,
     model: nn.Module,
     problem: Problem,
     references: Mapping[str, Reference],
-    outcome: Outcome,
     device: torch.device,
     looks: Response | None,
 ) -> None:
     """Pictures, in the folder and for TensorBoard: input, output, target, references; the learned kernels; what the
     model looks at."""
-    seen = {"response": response.picture(looks)} if looks else {}
-    for name, png in {**pictures(model, problem, references, device), **seen}.items():
+    found = pictures(model, problem, references, device) | ({"response": response.picture(looks)} if looks else {})
+    for name, png in found.items():
         folders.write(folder / f"{name}.png", png)
-        events.picture(name, png, outcome.total_samples)
-    events.text("model", f"```\n{model}\n```")
-
-
-def hparams_of(config: Mapping[str, Any], names: Names) -> dict[str, str | float | int | bool]:
-    """The same keys for every run, so that the hparams tab compares all of them."""
-    optimizer, search = config["trainer"]["optimizer"], config["search"]
-    return {
-        "experiment": names.experiment,
-        "model": names.model,
-        "search": names.search,
-        "optimizer": optimizer["name"],
-        "lr": float(optimizer["lr"]),
-        "batch_size": config["trainer"]["batch_size"],
-        "max_samples": search["max_samples"],
-        "members": search["members"],
-        "footprint": config["footprint"],
-        "seed": config["seed"],
-        "dataset_seed": int(config["dataset"].get("seed", 0)),
-    }
+    board.result(model, found, looks)

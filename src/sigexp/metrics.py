@@ -1,5 +1,6 @@
 """Metrics by name: which way is better, and how they are averaged. Imports nothing, for those who only read results."""
 
+METRICS = ("mse", "mse_interior", "psnr", "psnr_interior", "cpsnr", "ssim", "error", "pixel_error", "iou", "hit_rate")
 HIGHER_IS_BETTER = frozenset(
     {"psnr", "psnr_interior", "cpsnr", "psnr_r", "psnr_g", "psnr_b", "ssim", "iou", "hit_rate"}
 )

@@ -241,9 +241,14 @@ class Population:
 
     def member(self, p: int) -> nn.Module:
         """A free-standing copy of one member, in evaluation mode and the usual memory layout."""
-        member = copy.deepcopy(self.template)
-        with torch.no_grad():
-            for name, tensor in [*member.named_parameters(), *member.named_buffers()]:
-                kind = "params" if tensor.requires_grad else "buffers"
-                tensor.copy_(self.store[f"{kind}/{name}"][p])
-        return member.eval()
+        return module_of(self.template, {name: tensor[p : p + 1] for name, tensor in self.store.items()})
+
+
+def module_of(template: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """The only member of a state as a module of its own, in evaluation mode and the usual memory layout."""
+    member = copy.deepcopy(template)
+    with torch.no_grad():
+        for name, tensor in [*member.named_parameters(), *member.named_buffers()]:
+            kind = "params" if tensor.requires_grad else "buffers"
+            tensor.copy_(state[f"{kind}/{name}"][0])
+    return member.eval()

@@ -46,6 +46,7 @@ class RoundRecord:
     seconds: float  # of training in this round
     best: MemberRecord  # of the whole search so far
     improved: bool
+    best_state: State  # of that member, P = 1
 
 
 @dataclass
@@ -134,8 +135,9 @@ class SearchLoop:
             waited = 0 if improved else waited + 1
             assert best is not None
             number += 1
+            trained_samples = round_.samples * len(members)
             self.on_round(
-                RoundRecord(number, members, self.total, round_.samples * len(members), seconds, best, improved),
+                RoundRecord(number, members, self.total, trained_samples, seconds, best, improved, best_state),
                 self.population,
             )
             if self.total >= self.search.max_samples:
