@@ -48,7 +48,7 @@ import torch
 from torch import nn
 
 from benchmarks import baselines
-from sigexp import cli, config, evaluation, experiment, machine
+from sigexp import cli, config, evaluation, machine, training
 from sigexp.bounds import linear_bounds
 from sigexp.layers.lstm import LSTM2
 from sigexp.models import demosaic, filters, recurrent, shapes, unet
@@ -133,7 +133,7 @@ class Ours:
         population.moments = None  # in a column of its own
         population.use(calibrate(population, self.feed, wanted, cache=None).plan)
         self.plan = str(population.plan)
-        self.population, _ = experiment.carry(population, {"processes": "auto"}, 0, True)
+        self.population, _ = training.carry(population, {"processes": "auto"}, 0, True)
 
     def warm_up(self) -> tuple[float, float]:
         """The first minibatch's loss of the first member, and member-samples per second of the next."""
@@ -539,11 +539,11 @@ class Watch:
         return Reached(self.seconds(), self.mse, self.mse <= self.level)
 
 
-def ready_for(name: str, *overrides: str) -> tuple[dict[str, Any], experiment.Ready]:
+def ready_for(name: str, *overrides: str) -> tuple[dict[str, Any], training.Ready]:
     """The config of an experiment and what its run needs. name: EXPERIMENT-MODEL."""
     dataset, _, model = name.partition("-")
     settings, names = cli.compose([f"experiment={dataset}", f"model={model}", "device=cpu", *overrides])
-    return settings, experiment.prepare(settings, names)
+    return settings, training.prepare(settings, names)
 
 
 def lecture_search(name: str, level: float, cap: float) -> Reached:
@@ -560,7 +560,7 @@ def lecture_search(name: str, level: float, cap: float) -> Reached:
 
 
 def our_search(name: str, level: float, cap: float) -> Reached:
-    """`experiment.train` without its records."""
+    """`training.train` without its records."""
     settings, ready = ready_for(name)
     problem, trainer = ready.problem, settings["trainer"]
     machine.configure_torch(trainer["threads"], trainer["deterministic"])
@@ -575,9 +575,9 @@ def our_search(name: str, level: float, cap: float) -> Reached:
         if done.best.id in ids:  # else it is one that was tested before
             watch.judge(lambda: population.member(ids.index(done.best.id)))
 
-    population, hparams = experiment.populate(ready.members, problem, trainer, CPU)
-    population.use(calibrate(population, feed, experiment.wanted(settings), cache=None).plan)
-    carried, _ = experiment.carry(population, trainer, settings["seed"], True)
+    population, hparams = training.populate(ready.members, problem, trainer, CPU)
+    population.use(calibrate(population, feed, training.wanted(settings), cache=None).plan)
+    carried, _ = training.carry(population, trainer, settings["seed"], True)
     loop = SearchLoop(
         ready.settings, carried, feed, problem, hparams=hparams, seed=settings["seed"], lr_schedule=trainer["schedule"],
         on_round=on_round, on_progress=watch.tick,
