@@ -13,6 +13,7 @@ from sigexp.problem import Problem
 
 matplotlib.rcParams.update({"font.size": 8, "axes.titlesize": 8})
 DPI = 100
+UNEQUAL = 4.0  # times the usual kernel: beside a larger one the others would be pale
 PIXELS: Mapping[str, Any] = {"interpolation": "nearest"}
 
 
@@ -144,24 +145,38 @@ def kernel_weights(model: nn.Module) -> tuple[str, Tensor] | None:
     return None
 
 
+def kernel_scales(planes: np.ndarray) -> tuple[np.ndarray, str]:
+    """What the kernels [N, ...] are divided by to lie in -1..1, [N, 1, ...], and that in words.
+
+    One scale for all, unless one of them would leave the others pale: then each has its own.
+    """
+    largest = np.abs(planes).max(axis=tuple(range(1, planes.ndim)), keepdims=True)
+    limit, usual = float(largest.max()) or 1.0, float(np.median(largest))
+    if limit > UNEQUAL * usual > 0:
+        return np.where(largest > 0, largest, 1.0), f"each scaled to its own largest, {usual:.2g} to {limit:.2g}"
+    return np.full_like(largest, limit), f"from {-limit:.2g} to {limit:.2g}"
+
+
 def kernels(model: nn.Module, most: int = 64) -> bytes | None:
-    """The first layer's kernels as a grid with one colour scale, zero in the middle; None where there is none."""
+    """The first layer's kernels as a grid, zero in the middle of the colours; None where there is none."""
     found = kernel_weights(model)
     if found is None:
         return None
     name, weight = found
     array = weight.detach().float().cpu().numpy()
-    limit = float(np.abs(array).max()) or 1.0
-    style: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, "interpolation": "nearest"}
+    style: dict[str, Any] = {"cmap": "RdBu_r", "interpolation": "nearest"}
     if array.ndim == 2:
+        limit = float(np.abs(array).max()) or 1.0
         figure = Figure(figsize=(5, 4.5), layout="tight")
         axis = figure.subplots()
         step = max(1, max(array.shape) // 512)
-        shown = axis.imshow(array[::step, ::step], aspect="auto", **style)
+        shown = axis.imshow(array[::step, ::step], aspect="auto", vmin=-limit, vmax=limit, **style)
         axis.set_title(f"{name}: {array.shape[0]} x {array.shape[1]}")
         figure.colorbar(shown)
         return png(figure)
     planes = array.reshape(-1, *array.shape[2:])[:most]
+    scales, words = kernel_scales(planes)
+    planes = planes / scales
     wide = min(8, len(planes))
     high = -(-len(planes) // wide)
     figure = Figure(figsize=(max(3.5, 1.1 * wide), max(3.0, 1.1 * high) + 0.3), layout="tight")
@@ -172,9 +187,9 @@ def kernels(model: nn.Module, most: int = 64) -> bytes | None:
         for number, plane in enumerate(planes):
             column, middle = number % wide, -(number // wide)
             axis.plot([column - 0.4, column + 0.4], [middle, middle], color="0.7", linewidth=0.5)
-            axis.plot(column + taps, middle + 0.45 * plane / limit, color="C0", linewidth=1)
+            axis.plot(column + taps, middle + 0.45 * plane, color="C0", linewidth=1)
     else:
-        shown = axis.imshow(tiled([list(planes[i : i + wide]) for i in range(0, len(planes), wide)], np.nan), **style)
-        figure.colorbar(shown, shrink=0.8)
-    axis.set_title(f"{name}: {' x '.join(map(str, array.shape))}, from {-limit:.2g} to {limit:.2g}")
+        rows = [list(planes[i : i + wide]) for i in range(0, len(planes), wide)]
+        axis.imshow(tiled(rows, np.nan), vmin=-1, vmax=1, **style)
+    axis.set_title(f"{name}: {' x '.join(map(str, array.shape))}, {words}")
     return png(figure)

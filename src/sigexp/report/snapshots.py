@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sigexp.report import canvas, plot
 from sigexp.report.canvas import BLACK, BLUE, GREY, ORANGE, PALE, Canvas, Color, colored, enlarged, fitted, legend, rgb
-from sigexp.report.figures import shades, tiled
+from sigexp.report.figures import kernel_scales, shades, tiled
 from sigexp.report.response import around_middle
 from sigexp.report.seeds import MARGIN, fitted_to, half_extent
 from sigexp.search.rounds import RoundRecord
@@ -141,23 +141,24 @@ def confusion(counts: np.ndarray, labels: Sequence[str]) -> bytes:
 
 
 def kernels(name: str, weight: Tensor) -> bytes:
-    """A layer's weights on one scale, zero in white: kernels [D, C, h, w] or [D, C, T] side by side, a matrix as is."""
+    """A layer's weights, zero in white: kernels [D, C, h, w] or [D, C, T] side by side, a matrix as is."""
     values = array(weight)
-    limit = largest(values)
     if values.ndim == 2:
-        image = values
-    elif values.ndim == 3:
-        image = values.reshape(-1, values.shape[2])[:MOST_KERNELS]
+        limit = largest(values)
+        image, words = values / limit, f"from {-limit:.2g} to {limit:.2g}"
     else:
-        planes = list(values.reshape(-1, *values.shape[2:])[:MOST_KERNELS])
-        wide = min(12, math.ceil(math.sqrt(len(planes))))
-        image = tiled([planes[i : i + wide] for i in range(0, len(planes), wide)], np.nan)
-    shown = enlarged(colored(image, -limit, limit), 400)
+        planes = values.reshape(-1, *values.shape[2:])[:MOST_KERNELS]
+        scales, words = kernel_scales(planes)
+        image = planes / scales
+    if values.ndim > 3:
+        wide = min(12, math.ceil(math.sqrt(len(image))))
+        image = tiled([list(image[i : i + wide]) for i in range(0, len(image), wide)], np.nan)
+    shown = enlarged(colored(image, -1, 1), 400)
     if shown.shape[0] < 24:  # a single row
         shown = shown.repeat(24 // shown.shape[0] + 1, 0)
     drawn = Canvas(max(420, shown.shape[1]), HEAD + shown.shape[0])
     shape = "x".join(map(str, values.shape))
-    drawn.text(2, HEAD / 2, fitted(f"{name} [{shape}], from {-limit:.2g} to {limit:.2g}", 415), "lm")
+    drawn.text(2, HEAD / 2, fitted(f"{name} [{shape}], {words}", 415), "lm")
     drawn.paste(shown, 0, HEAD)
     return drawn.png()
 
