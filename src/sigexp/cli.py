@@ -169,10 +169,14 @@ def overrides_first(words: list[str], parser: argparse.ArgumentParser) -> list[s
 def one_run(config: dict[str, Any], names: Any, overrides: list[str]) -> float:
     """One job: run it and show the result. Returns its loss on validation data."""
     done = start(config, names, overrides)
+    from sigexp import machine
     from sigexp.report.terminal import show_result
 
     show_result(done.result, str(done.folder))
-    return float(done.result["best"]["valid"]["loss"])
+    loss = float(done.result["best"]["valid"]["loss"])
+    del done
+    machine.release_memory()  # a sweep's next job follows in this process
+    return loss
 
 
 def start(config: dict[str, Any], names: Any, overrides: list[str], command: str = "") -> Any:

@@ -6,7 +6,6 @@ one goes on; its claims fail.
 """
 
 import contextlib
-import gc
 import io
 import json
 import re
@@ -156,7 +155,7 @@ def run_all(jobs: Sequence[Job]) -> Iterator[Done]:
             seconds[str(job.planned)] = done.seconds
         say(f"  {outcome(done)}; {remaining(jobs[i + 1 :], seconds)}")
         yield done
-        gc.collect()
+        machine.release_memory()
 
 
 def say(line: str) -> None:
