@@ -125,6 +125,14 @@ def test_the_lineage_is_the_records(folder):
     assert rows == [("1", "1", "0.2"), ("2", "3", "0.3"), ("3", "5", "0.4")], "round, member, lr along the line"
 
 
+def test_the_best_reference_is_drawn_with_the_curve():
+    known = {"menon": 42.0, "edge_aware": 40.0, "bilinear": 36.0, "constant": 10.0}
+    assert lineage.nearest(known, [30.0, 38.0], "psnr") == [("menon", 42.0), ("edge_aware", 40.0), ("bilinear", 36.0)]
+    assert lineage.nearest({"menon": 42.0}, [30.0], "psnr") == [("menon", 42.0)]
+    errors = {"exact": 0.0, "wiener": 0.02, "gaussian": 0.05}
+    assert lineage.nearest(errors, [0.1, 0.9], "mse") == [("wiener", 0.02), ("gaussian", 0.05)]
+
+
 def test_a_ring_in_a_damaged_record_ends(folder):
     lines = [runs.member(1, 2, 1, 0.5), runs.member(2, 1, 2, 0.4), runs.member(5, 5, 3, 0.3)]
     (folder / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"id": 7, "rou')
