@@ -86,6 +86,7 @@ def test_the_page_says_everything_and_loads_nothing(folder):
         "linear reaches MSE 1.000e-01 on test data: 25 % worse than least_squares_train (8.000e-02)",
         "ahead of 1 of them", "20 times better", "The winning line in numbers", "Best and worst cases",
         "median 2.000e-01", "sigexp experiment=blur", "signals", "drawn", "cpu: some", "seed 0",
+        "10 s, of which training 3 s, testing 4 s", "the model against it",
     ]:  # fmt: skip
         assert part in " ".join(found.text.split()), part
     sources = [image["src"] for image in found.of("img")]

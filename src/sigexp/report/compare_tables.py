@@ -104,7 +104,7 @@ def notes(found: Comparison, left_out: Sequence[str] = ()) -> str:
     said = [f"{BEST} best mean of the runs"] if sum(row.learned for row in found.rows) > 1 else []
     said.append("± half of the 95 % interval of the mean, Student's t over seeds")
     if all(row.count < 2 for row in found.rows if row.learned):
-        said[-1] = "no interval (±): every row is one run; vary the seed"
+        said[-1] = "no interval (±): every row is one run"
     if found.repeated:
         said.append(f"{counted(found.repeated, 'older run')} with the same config and seeds left out")
     if left_out:

@@ -68,8 +68,8 @@ def example_rows(problem: Problem, columns: Mapping[str, Tensor]) -> bytes:
         axis.imshow(tiled([[shades(image, like)] for image in images]), **PIXELS)
         axis.set_axis_off()
         low, high = float(like.min()), float(like.max())
-        grey = images.shape[1] != 3
-        axis.set_title(f"{name}, {low:.3g} to {high:.3g}" if grey and (low, high) != (0.0, 1.0) else name)
+        told = name in ("input", "target") and images.shape[1] != 3 and (low, high) != (0.0, 1.0)
+        axis.set_title(f"{name}\n{low:.3g} to {high:.3g}" if told else name)
     return png(figure)
 
 

@@ -20,7 +20,7 @@ from rich.table import Table
 from sigexp.metrics import higher_is_better
 from sigexp.report.tables import number, result_tables
 from sigexp.report.verdicts import claim_numbers
-from sigexp.report.wording import counted, phases
+from sigexp.report.wording import EQUAL, LEAST_DB, counted, phases
 from sigexp.search.rounds import MemberRecord, RoundRecord
 
 log = logging.getLogger("sigexp")
@@ -198,6 +198,8 @@ def distance(value: float, metric: str, reference: tuple[str, float] | None) -> 
         return ""
     if higher_is_better(metric):
         unit = " dB" if "psnr" in metric else ""
+        if unit and abs(value - reference[1]) < LEAST_DB:
+            return EQUAL
         return f"{value - reference[1]:+.3g}{unit}"
     return f"x {value / reference[1]:.3g}" if reference[1] > 0 else ""
 
