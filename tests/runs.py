@@ -36,7 +36,8 @@ def result(model: str, test: dict[str, Any], seed: int = 0, data: int = 0, **mor
     return {
         "schema_version": 1, "experiment": "blur", "dataset": {"name": "blur", "source": {"signals": "drawn"}},
         "model": {"name": model}, "search": "automlp", "parameters": 226, "samples": 9000, "seconds": 10.0,
-        "train_seconds": 3.0, "seeds": {"seed": seed, "dataset": data}, "device": "cpu: some", "stopped": "budget",
+        "train_seconds": 3.0, "phases": {"training": 3.0, "testing": 4.0},
+        "seeds": {"seed": seed, "dataset": data}, "device": "cpu: some", "stopped": "budget",
         "best": {"id": 5, "valid": {"loss": 0.1, "mse": 0.1}, "test": test},
         "references": {"least_squares_train": {"mse": 0.08}, "constant": {"mse": 2.0 + data}},
         "references_valid": {"constant": {"mse": 0.6}}, "claims": [], "versions": {"sigexp": "0.1.0"},

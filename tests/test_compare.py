@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -105,7 +106,7 @@ def test_a_run_repeated_counts_once_and_the_newest_does(tmp_path):
     found = compared(tmp_path)
     assert found.repeated == 1
     assert row(found, "linear").values["mse"] == [0.2]
-    assert "1 older runs" in compare_tables.notes(found)
+    assert "1 older run " in compare_tables.notes(found)
 
 
 def test_what_is_no_run_gets_one_line_and_the_others_are_shown(outputs, tmp_path, capsys):
@@ -126,9 +127,10 @@ def test_what_is_no_run_gets_one_line_and_the_others_are_shown(outputs, tmp_path
     assert main(["compare", *words]) == 0
     shown = capsys.readouterr()
     assert "deep" in shown.out
-    lines = shown.err.splitlines()
+    *lines, explained = shown.err.splitlines()
     assert all(line.startswith("sigexp: ") for line in lines)
     assert len(lines) == 8
+    assert explained.startswith("blur: deep has the best mse")
     for name, part in [
         ("unfinish", "not finished"), ("broken000", "cannot be read"), ("broken001", "damaged"),
         ("broken002", "no best.test"), ("bomb", "aliases"), ("empty", "neither a run"), ("missing", "no such folder"),
@@ -194,7 +196,9 @@ def test_no_colour_where_it_is_not_wanted(outputs, monkeypatch):
 
 def test_piped_output_is_plain(outputs, capsys):
     assert main(["compare", str(outputs)]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
+    assert "* best mean of the runs; ± half of the 95 % interval" in shown.err
     assert lines[0].split("\t")[:4] == ["experiment", "predictor", "runs", "mse"]
     assert lines[1].split("\t")[:4] == ["blur", "deep", "3", "5.000e-02 ± 2.484e-02 *"]
     assert not any(c in "".join(lines) for c in "│\x1b")
@@ -261,6 +265,60 @@ def test_it_imports_no_torch(outputs):
         done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
         assert done.returncode == 0 or words[-1] == "--help", done.stderr
         assert done.stdout
+
+
+def learned(tmp_path: Path, **values: list[float]) -> compare.Comparison:
+    for model, per_seed in values.items():
+        for seed, value in enumerate(per_seed):
+            settings = runs.config(seed, model={"_target_": f"a.{model}"})
+            runs.write(tmp_path / model / str(seed), runs.result(model, {"mse": value}, seed), settings)
+    return compared(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ([0.5, 0.51, 0.52], "a has the best mse; its interval and b's do not overlap"),
+        ([0.1, 0.3, 0.5], "a has the best mse; its interval and b's overlap"),
+        ([0.5], "a has the best mse; whether b differs needs more seeds"),
+        ([0.1, 0.11, 0.12], "a and b have the same mean mse"),
+        ([], ""),
+    ],
+)
+def test_a_sentence_says_who_is_best(tmp_path, others, said):
+    found = learned(tmp_path, a=[0.1, 0.11, 0.12], b=others)
+    assert compare_tables.sentence(found).startswith(said)
+    assert said in " ".join(terminal(found, 120, color_system=None).split())
+
+
+def test_one_row_alone_is_not_marked_as_the_best(tmp_path):
+    shown = terminal(learned(tmp_path, a=[0.1]), 100, color_system=None)
+    assert "*" not in shown
+    assert "no interval" in shown
+
+
+def test_replays_are_left_out_unless_asked_for(tmp_path, capsys):
+    runs.write(tmp_path / "a", runs.result("linear", {"mse": 0.1}))
+    again = runs.write(tmp_path / "b", runs.result("linear", {"mse": 0.2}, search="replay"), runs.config(footprint=9))
+    assert main(["compare", str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    assert "1 replay left out" in shown.err
+    assert "2.000e-01" not in shown.out
+    for words in (["--replays", str(tmp_path)], [str(again)]):
+        assert main(["compare", *words]) == 0
+        shown = capsys.readouterr()
+        assert "replay left out" not in shown.err
+        assert "2.000e-01" in shown.out
+
+
+def test_the_page_names_data_date_and_command(outputs, tmp_path):
+    path = tmp_path / "all.html"
+    assert main(["compare", str(outputs), "--html", str(path)]) == 0
+    text = path.read_text()
+    assert "test data (blur, signals: drawn)" in text
+    assert f"sigexp compare {outputs} --html" in text
+    assert re.search(r"<li>\d{4}-\d\d-\d\d \d\d:\d\d</li>", text)
+    assert "deep has the best mse; its interval and linear" in text
 
 
 def test_a_missing_config_is_no_error(tmp_path):

@@ -102,6 +102,8 @@ def test_an_experiment_runs_with_its_model(name, model, workdir):
     assert result["model"]["name"] == model
     assert result["parameters"] > 0
     assert all(value is not None and math.isfinite(value) for value in result["best"]["test"].values())
+    assert list(result["phases"]) == ["data", "plan", "training", "bounds", "testing", "report"]
+    assert sum(result["phases"].values()) <= result["seconds"]
     if result["excess"]:
         least = min(values["mse"] for values in result["references"].values() if "mse" in values)
         assert sum(result["excess"].values()) == pytest.approx(

@@ -86,6 +86,7 @@ def test_the_page_says_everything_and_loads_nothing(folder):
         "linear reaches MSE 1.000e-01 on test data: 25 % worse than least_squares_train (8.000e-02)",
         "ahead of 1 of them", "20 times better", "The winning line in numbers", "Best and worst cases",
         "median 2.000e-01", "sigexp experiment=blur", "signals", "drawn", "cpu: some", "seed 0",
+        "10 s, of which training 3 s, testing 4 s", "the model against it",
     ]:  # fmt: skip
         assert part in " ".join(found.text.split()), part
     sources = [image["src"] for image in found.of("img")]
@@ -123,6 +124,14 @@ def test_the_lineage_is_the_records(folder):
     assert set(won) == {"3", "5"}
     rows = re.findall(r"<tr><td>(\d)</td><td>(\d)</td><td>([\d.]+)</td>", (folder / "report.html").read_text())
     assert rows == [("1", "1", "0.2"), ("2", "3", "0.3"), ("3", "5", "0.4")], "round, member, lr along the line"
+
+
+def test_the_best_reference_is_drawn_with_the_curve():
+    known = {"menon": 42.0, "edge_aware": 40.0, "bilinear": 36.0, "constant": 10.0}
+    assert lineage.nearest(known, [30.0, 38.0], "psnr") == [("menon", 42.0), ("edge_aware", 40.0), ("bilinear", 36.0)]
+    assert lineage.nearest({"menon": 42.0}, [30.0], "psnr") == [("menon", 42.0)]
+    errors = {"exact": 0.0, "wiener": 0.02, "gaussian": 0.05}
+    assert lineage.nearest(errors, [0.1, 0.9], "mse") == [("wiener", 0.02), ("gaussian", 0.05)]
 
 
 def test_a_ring_in_a_damaged_record_ends(folder):
@@ -248,10 +257,12 @@ def test_the_verb_refuses_what_is_no_run(tmp_path, capsys):
         (1.02, 1.0, "mse", "2 % worse"),
         (1.0, 1.02, "mse", "2 % better"),
         (1.0, 5.0, "mse", "5.0 times better"),
-        (1.0, 0.0, "mse", "exact"),
+        (1.0, 0.0, "mse", "worse"),
         (0.0, 1.0, "mse", "1 better"),
         (0.5, 0.5, "mse", "equal"),
         (34.68, 35.72, "psnr", "1.04 dB worse"),
+        (35.716, 35.72, "psnr", "equal"),
+        (35.714, 35.72, "psnr", "0.01 dB worse"),
         (0.1, 0.25, "error", "15 points better"),
         (0.3, 0.0, "pixel_error", "30 points worse"),
         (0.9, 0.8, "hit_rate", "10 points better"),
@@ -268,6 +279,8 @@ def test_a_distance_in_words(model, reference, metric, said):
     [
         (36.0, "ahead", "0.50 dB better than menon (35.50 dB), the best of 3 references"),
         (34.0, "between", "1.50 dB worse than menon (35.50 dB), the best of 3 references; ahead of 2 of them"),
+        (35.499, "ahead", "as good as menon (35.50 dB), the best of 3 references"),
+        (9.999, "behind", "as good as the best constant"),
         (5.0, "behind", "5.00 dB worse than the best constant"),
         (None, "behind", "not a finite number"),
     ],

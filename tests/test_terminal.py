@@ -3,12 +3,15 @@
 import io
 import re
 import time
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 from runs import result
 
+from sigexp.report import phases as phases_module
 from sigexp.report import terminal
+from sigexp.report.phases import Phases
 from sigexp.search.rounds import MemberRecord, RoundRecord
 
 COLOUR = re.compile(r"\x1b\[(?:\d;)*(?:3[0-7]|9[0-7])m")
@@ -31,7 +34,7 @@ def record(number: int, count: int = 12) -> RoundRecord:
         for i in range(count - 1)
     ]
     members.append(MemberRecord(number, 999, None, {"lr": 9.0, "batch_size": 20.0}, 50, 1.0, 1.0, 1.0, True))
-    return RoundRecord(number, members, 1000 * number, 1000, 0.1, members[-2], True)
+    return RoundRecord(number, members, 1000 * number, 1000, 0.1, members[-2], True, {})
 
 
 @pytest.fixture
@@ -102,7 +105,70 @@ def test_piped_rounds_are_lines_at_most_one_a_second_and_the_last_one(capsys):
             seen.round(record(number))
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in lines] == ["run, budget 3k member-samples", "round 1", "round 3"]
+    assert "left" in lines[1]
+    assert lines[2].endswith("training done")
     assert "\x1b" not in "".join(lines)
+
+
+def test_the_line_names_the_loss_that_decides(capsys):
+    with terminal.Terminal("run", "psnr", None, 1000, "valid") as seen:
+        seen.round(record(1))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("round")]
+    assert "best valid loss 1.000e-03, psnr 30.00 dB" in line
+    assert line.endswith("training done"), "no time is left where the budget is spent"
+
+
+def test_the_table_ranks_by_the_loss_that_decides():
+    seen = record(1)
+    least = replace(seen.members[3], valid_loss=1e-4)
+    members = [*seen.members[:3], least, *seen.members[4:]]
+    table = terminal.round_table(replace(seen, members=members, best=least), "psnr", ("menon", 35.72), "valid")
+    columns = [list(column.cells) for column in table.columns]
+    assert columns[1][:2] == [str(least.id), str(least.id)], "the best so far, and of this round"
+    assert columns[4][:2] == ["1.000e-04"] * 2
+    shown = io.StringIO()
+    Console(file=shown, width=80, force_terminal=True, color_system=None).print(table)
+    assert "…" not in shown.getvalue()
+
+
+def test_a_search_that_stops_early_ends_with_training_done(capsys):
+    with terminal.Terminal("run", "psnr", None, 10**6) as seen:
+        seen.round(record(1))
+    assert capsys.readouterr().err.splitlines()[-1] == "training done"
+
+
+def test_phases_piped_are_a_line_each_and_their_seconds_add_up(capsys):
+    with Phases() as phases:
+        phases.at("data", checked=False)
+        assert not capsys.readouterr().err, "the line of a user's error stands alone"
+        for name in ("data", "plan", "training", "testing", "bounds"):
+            phases.at(name)
+        phases.at("testing")
+        found = phases.finished()
+    assert list(found) == ["data", "plan", "training", "testing", "bounds"]
+    assert all(seconds >= 0 for seconds in found.values())
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["drawing data", "choosing how to compute", "testing", "best linear filters", "testing"]
+
+
+def test_a_phase_in_a_terminal_vanishes(screen, monkeypatch):
+    monkeypatch.setattr(phases_module, "Console", terminal.Console)
+    with Phases() as phases:
+        phases.at("testing")
+        assert "testing" in screen.getvalue()
+    shown = screen.getvalue()
+    assert shown.rindex("\x1b[2K") > shown.rindex("testing"), "the line is erased"
+    assert "\x1b[?25h" in shown, "the cursor is back"
+
+
+def test_the_last_lines_say_where_the_time_went(capsys):
+    found = shown_result()
+    found["phases"] = {"data": 2.2, "plan": 0.1, "training": 3.0, "testing": 4.0, "bounds": 1.0}
+    found["dataset"]["source"] = {}
+    terminal.show_result(found, "folder")
+    shown = capsys.readouterr().out
+    assert "3 s training, 10 s in all (data 2 s, testing 4 s, bounds 1 s)" in shown
+    assert "data: " not in shown
 
 
 MANY = {f"metric_{i}": 0.1 * i for i in range(9)}

@@ -34,7 +34,7 @@ OPTIONS = {
     "rerun": ("-m", "--cfg", "--trust"),
     "replay": ("--trust",),
     "apply": ("-o", "--output", "--simulate", "--npy", "--overwrite", "--max-megapixels", "--device", "--trust"),
-    "compare": ("--csv", "--html"),
+    "compare": ("--csv", "--html", "--replays"),
     "report": ("-o", "--output"),
     "board": ("--port",),
     "reproduce": ("--quick", "--seeds", "-o", "--output", "--gallery", "--list"),

@@ -19,6 +19,7 @@ from sigexp.names import Names
 from sigexp.problem import Batch, Problem, Reference
 from sigexp.report import cases, claims, claims_file, page, response, verdicts
 from sigexp.report.board import Board
+from sigexp.report.phases import Phases
 from sigexp.report.pictures import pictures
 from sigexp.saved import save_model
 from sigexp.signal.response import Response
@@ -51,8 +52,22 @@ def run(
 
     `allocator_tuned` only says, for the record, what the process did before.
     """
+    with Phases() as phases:
+        return _run(config, names, overrides, command, allocator_tuned, phases)
+
+
+def _run(
+    config: Mapping[str, Any],
+    names: Names,
+    overrides: Sequence[str],
+    command: str,
+    allocator_tuned: bool,
+    phases: Phases,
+) -> Run:
+    """`run`, which tells `phases` what it is at."""
     began = time.perf_counter()
     machine.reset_peak_memory()
+    phases.at("data", checked=False)
     ready = prepare(config, names)
     problem = ready.problem
     stated = claims.matching(claims_file.load(names.experiment), overrides, names.chosen())
@@ -63,24 +78,28 @@ def run(
         log.info("allocator tuned: %s; threads: %d; device: %s", allocator_tuned, torch.get_num_threads(), ready.device)
         write_config(folder, config, names, overrides)
         board.begin(config)
-        trained = train(config, ready, folder, board, allocator_tuned)
+        trained = train(config, ready, folder, board, allocator_tuned, phases)
         best, feed = trained.best, trained.feed
         save_model(folder, best, described(config, names, ready))
+        phases.at("bounds")
         looks = response.measured(best, problem)
         sight = looks.field if looks else None
         judged = {**problem.references, **linear_bounds(best, problem, feed, config["footprint"], sight)}
         seen = cases.Cases(problem)
+        phases.at("testing")
         test, references = judge(best, problem, judged, ready.device, [seen, board.watch])
         result = {
-            **summary(config, names, ready, trained, test, references, command, began),
+            **summary(config, names, ready, trained, test, references, command),
             "excess": excess(best, problem, test, references),
             "learning_curve": passing(best, problem, feed, references),
             "response": looks.numbers() if looks else None,
         }
+        result["best"]["train"] = evaluation.evaluate({"": best}, problem, "train", ready.device, TRAIN_EXAMPLES)[""]
+        phases.at("report")
         show(folder, board, best, problem, judged, ready.device, looks)
         folders.write(folder / "cases.json", folders.dumps(cases.as_dict(seen, judged, references)))
-        result["best"]["train"] = evaluation.evaluate({"": best}, problem, "train", ready.device, TRAIN_EXAMPLES)[""]
         result["kernels"] = kernels.measure(best)
+        result |= {"phases": phases.finished(), "seconds": time.perf_counter() - began}
         result["claims"] = verdicts.of_result(stated, result)
         board.end(result)
         folders.write(folder / "result.json", folders.dumps(result, indent=2) + "\n")
@@ -125,7 +144,6 @@ def summary(
     test: Mapping[str, float],
     references: Mapping[str, Mapping[str, float]],
     command: str,
-    began: float,
 ) -> dict[str, Any]:
     """What result.json holds."""
     problem, device, outcome = ready.problem, ready.device, trained.outcome
@@ -154,7 +172,6 @@ def summary(
         },
         "rounds": outcome.rounds,
         "stopped": outcome.stopped,
-        "seconds": time.perf_counter() - began,
         "train_seconds": outcome.train_seconds,
         "member_samples_per_second": outcome.total_samples
         / max(outcome.train_seconds + trained.calibration.seconds, 1e-9),

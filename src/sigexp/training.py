@@ -22,7 +22,9 @@ from sigexp.population.population import Population
 from sigexp.population.shards import Shards
 from sigexp.problem import Batch, Problem, expected
 from sigexp.report.board import Board
+from sigexp.report.phases import Phases
 from sigexp.report.terminal import Terminal, best_reference
+from sigexp.report.wording import counted
 from sigexp.search.base import HParams
 from sigexp.search.rounds import Outcome, RoundRecord, SearchLoop
 from sigexp.track import folder as folders
@@ -81,8 +83,11 @@ class Trained:
     references: Mapping[str, Mapping[str, float]]  # on validation data
 
 
-def train(config: Mapping[str, Any], ready: Ready, folder: Path, board: Board, allocator_tuned: bool) -> Trained:
+def train(
+    config: Mapping[str, Any], ready: Ready, folder: Path, board: Board, allocator_tuned: bool, phases: Phases
+) -> Trained:
     """The search, from drawing the data to its outcome."""
+    phases.at("data")
     problem, settings, trainer = ready.problem, ready.settings, config["trainer"]
     began = time.perf_counter()
     valid = evaluation.references(problem, "valid", settings.valid_samples)
@@ -93,6 +98,7 @@ def train(config: Mapping[str, Any], ready: Ready, folder: Path, board: Board, a
     log.info("data ready after %.1f s: %s", time.perf_counter() - began, dict(problem.source))
     if trainer["start"] == "least_squares":
         begin_linear(ready, feed, config["seed"])
+    phases.at("plan")
     population, hparams = populate(ready.members, problem, trainer, ready.device)
     with torch.random.fork_rng():
         torch.manual_seed(config["seed"])  # for what draws while it trains, such as dropout
@@ -100,10 +106,12 @@ def train(config: Mapping[str, Any], ready: Ready, folder: Path, board: Board, a
         log.info("plan: %s (%s)", calibration.plan, described_calibration(calibration))
         population.use(calibration.plan)
         carried, processes = carry(population, trainer, config["seed"], allocator_tuned)
-        title = f"{folder}: {len(ready.members)} members on {ready.device}, {calibration.plan}"
+        title = f"{folder}: {counted(len(ready.members), 'member')} on {ready.device}"
         reference = best_reference(valid, problem.headline)
+        decides = deciding_loss(problem, settings.selection)
+        phases.at("training")
         try:
-            with Terminal(title, problem.headline, reference, settings.max_samples) as terminal:
+            with Terminal(title, problem.headline, reference, settings.max_samples, decides) as terminal:
                 outcome = SearchLoop(
                     settings,
                     carried,
@@ -121,6 +129,12 @@ def train(config: Mapping[str, Any], ready: Ready, folder: Path, board: Board, a
     population.load_state(outcome.state)
     peak = carried.peak_memory_bytes if isinstance(carried, Shards) else 0
     return Trained(outcome, population.member(0), feed, calibration, processes, peak, valid)
+
+
+def deciding_loss(problem: Problem, selection: str) -> str | None:
+    """The loss by which members are chosen, 'valid' or 'train'; None where the headline metric shows it."""
+    shown = selection == "valid" and problem.metrics[problem.headline] is problem.loss
+    return None if shown else selection
 
 
 def wanted(config: Mapping[str, Any]) -> Wanted:

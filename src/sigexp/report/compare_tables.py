@@ -3,6 +3,8 @@
 import csv
 import io
 import os
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -16,8 +18,8 @@ from sigexp.report.markup import Html, element, join
 from sigexp.report.page import page, section
 from sigexp.report.tables import number
 from sigexp.report.verdicts import spelled_number
-from sigexp.report.wording import meaning
-from sigexp.track.record import printable
+from sigexp.report.wording import counted, meaning
+from sigexp.track.record import Record, finite, mapping, printable
 
 BEST = "*"
 CELL_PADDING = 3  # characters between two columns of a terminal's table
@@ -42,16 +44,40 @@ def cell(found: Comparison, row: Row, metric: str) -> str:
 
 
 def is_best(found: Comparison, row: Row, metric: str) -> bool:
-    return metric in found.metrics and row is found.best(metric)
+    """Whether the row has the best mean of several."""
+    several = sum(one.learned for one in found.rows) > 1
+    return several and metric in found.metrics and row is found.best(metric)
+
+
+def sentence(found: Comparison) -> str:
+    """Which row is best by the headline metric, and whether its interval and the next one's overlap; '' of one row."""
+    metric = found.metrics[0]
+    learned = [(row, mean) for row in found.rows if row.learned and (mean := row.mean(metric)) is not None]
+    if len(learned) < 2:
+        return ""
+    (first, best), (second, next_best) = learned[:2]
+    apart = abs(best - next_best)
+    if apart == 0:
+        return f"{first.label} and {second.label} have the same mean {metric}"
+    start = f"{first.label} has the best {metric}"
+    halves = [half for row in (first, second) if (half := row.half_interval(metric)) is not None]
+    if len(halves) < 2:
+        return f"{start}; whether {second.label} differs needs more seeds (-m seed=0,1,2)"
+    overlap = "overlap" if apart <= sum(halves) else "do not overlap"
+    return f"{start}; its interval and {second.label}'s {overlap}"
 
 
 def show(comparisons: Sequence[Comparison], console: Console) -> None:
-    """Tables as wide as the terminal; where output is piped, lines with tabs between their fields."""
+    """Tables as wide as the terminal; where output is piped, lines with tabs between their fields, and what explains
+    them on standard error."""
     for found in comparisons:
         if console.is_terminal:
             show_table(found, console)
         else:
             console.file.write("".join("\t".join(map(printable, line)) + "\n" for line in plain(found)))
+            console.file.flush()
+            said = "; ".join(filter(None, [sentence(found), notes(found)]))
+            print(f"{printable(found.experiment)}: {printable(said)}", file=sys.stderr)
 
 
 def show_table(found: Comparison, console: Console) -> None:
@@ -67,15 +93,20 @@ def show_table(found: Comparison, console: Console) -> None:
         runs = str(row.count) if row.learned else ""
         name = escape(printable(row.label)) if row.learned else f"[dim]{escape(printable(row.label))}[/dim]"
         table.add_row(name, runs, *cells, style="green" if row.learned else None)
+    if said := sentence(found):
+        console.print(printable(said), highlight=False, markup=False)
     console.print(table)
     console.print(notes(found, left_out), style="dim", highlight=False, markup=False)
 
 
 def notes(found: Comparison, left_out: Sequence[str] = ()) -> str:
     """What the table does not say by itself."""
-    said = [f"{BEST} best mean of the runs", "interval: Student's t over seeds"]
+    said = [f"{BEST} best mean of the runs"] if sum(row.learned for row in found.rows) > 1 else []
+    said.append("± half of the 95 % interval of the mean, Student's t over seeds")
+    if all(row.count < 2 for row in found.rows if row.learned):
+        said[-1] = "no interval (±): every row is one run"
     if found.repeated:
-        said.append(f"{found.repeated} older runs with the same config and seeds left out")
+        said.append(f"{counted(found.repeated, 'older run')} with the same config and seeds left out")
     if left_out:
         said.append(f"not shown for want of width: {', '.join(left_out)} (--csv and --html have all)")
     return "; ".join(said)
@@ -133,7 +164,7 @@ def csv_row(found: Comparison, row: Row, metric: str) -> dict[str, object]:
         "half_interval_95": "" if half is None else half,
         "min": min(values),
         "max": max(values),
-        "best": int(is_best(found, row, metric)),
+        "best": int(metric in found.metrics and row is found.best(metric)),
     }
 
 
@@ -148,11 +179,36 @@ def harmless(value: object) -> object:
     return value
 
 
-def as_page(comparisons: Sequence[Comparison], path: Path) -> str:
-    """A page in the form of report.html, with links to the runs' own pages beside it."""
-    parts = [section(found.experiment, html_table(found), run_links(found, path)) for found in comparisons]
-    top = element("header", element("p", "sigexp", class_="brand"), element("h1", "Runs compared"))
+def as_page(comparisons: Sequence[Comparison], path: Path, command: str = "") -> str:
+    """A page in the form of report.html, with links to the runs' own pages beside it; `command` is what wrote it."""
+    parts = [
+        section(
+            found.experiment, element("p", f"{said}.") if (said := sentence(found)) else "", html_table(found),
+            run_links(found, path),
+        )
+        for found in comparisons
+    ]  # fmt: skip
+    chips = [element("li", time.strftime("%Y-%m-%d %H:%M")), element("li", element("code", command)) if command else ""]
+    top = element(
+        "header", element("p", "sigexp", class_="brand"), element("h1", "Runs compared"),
+        element("ul", *chips, class_="chips"),
+    )  # fmt: skip
     return page("sigexp: runs compared", join([top, *parts]))
+
+
+def test_data(found: Comparison) -> str:
+    """The data that the runs were tested on, by name and source; '' where no run says it."""
+    said = dict.fromkeys(words for row in found.rows for run in row.runs if (words := data_in_words(run)))
+    return "; or ".join(said)
+
+
+def data_in_words(run: Record) -> str:
+    dataset = mapping(run.result.get("dataset"))
+    source = mapping(dataset.get("source"))
+    size = finite(dataset.get("test_size"))
+    parts = [str(dataset.get("name") or ""), f"{size:,.0f} examples" if size else ""]
+    parts += [f"{name}: {value}" for name, value in source.items() if name not in ("train", "valid")]
+    return ", ".join(filter(None, parts))
 
 
 def html_table(found: Comparison) -> Html:
@@ -170,9 +226,11 @@ def html_table(found: Comparison) -> Html:
             centre, _, half = spread(row, column).partition(" ± ")
             cells.append(element("td", centre, element("small", f"± {half}") if half else "", class_=best))
         lines.append(element("tr", *cells, class_="learned" if row.learned else None))
-    table = element("table", element("thead", element("tr", *heads)), element("tbody", *lines))
     said = notes(found).replace(f"{BEST} best", "bold: best")
-    return join([element("div", table, class_="wide"), element("p", f"Mean ± 95 % interval; {said}.", class_="note")])
+    data = test_data(found)
+    caption = element("caption", f"test data{data and f' ({data})'}, mean ± half of the 95 % interval")
+    table = element("table", caption, element("thead", element("tr", *heads)), element("tbody", *lines))
+    return join([element("div", table, class_="wide"), element("p", f"{said}.", class_="note")])
 
 
 def run_links(found: Comparison, path: Path) -> Html:
@@ -185,4 +243,4 @@ def run_links(found: Comparison, path: Path) -> Html:
             there = target.is_file()
             link = quote(Path(os.path.relpath(target, path.resolve().parent)).as_posix())
             items.append(element("li", element("a", words, href=f"./{link}") if there else words))
-    return element("details", element("summary", f"{len(items)} runs"), element("ul", *items))
+    return element("details", element("summary", counted(len(items), "run")), element("ul", *items))

@@ -62,11 +62,14 @@ def example_rows(problem: Problem, columns: Mapping[str, Tensor]) -> bytes:
     figure = Figure(figsize=(1.7 * len(columns), 1.7 * height / width * rows + 0.2), layout="tight")
     axes = figure.subplots(1, len(columns), squeeze=False)[0]
     for axis, (name, images) in zip(axes, columns.items(), strict=True):
-        # Outputs are shown on their target's scale, so that a wrong gain or offset can be seen.
-        likes = images if name == "input" else columns["target"]
-        axis.imshow(tiled([[shades(image, like)] for image, like in zip(images, likes, strict=True)]), **PIXELS)
+        # One scale for a column, so that examples can be compared, and outputs on that of the targets, so that a wrong
+        # gain or offset can be seen.
+        like = (images if name == "input" else columns["target"])[:, 0].flatten()[None]
+        axis.imshow(tiled([[shades(image, like)] for image in images]), **PIXELS)
         axis.set_axis_off()
-        axis.set_title(name)
+        low, high = float(like.min()), float(like.max())
+        told = name in ("input", "target") and images.shape[1] != 3 and (low, high) != (0.0, 1.0)
+        axis.set_title(f"{name}\n{low:.3g} to {high:.3g}" if told else name)
     return png(figure)
 
 
@@ -128,7 +131,7 @@ def curves(lines: Mapping[str, Sequence[tuple[int, float]]], levels: Mapping[str
         axis.axhline(level, color="0.5", linewidth=0.8, linestyle="--")
         axis.annotate(name, (1, level), xycoords=("axes fraction", "data"), xytext=(3, -2), textcoords="offset points")
     axis.set_xlabel("member-samples")
-    axis.set_ylabel(f"{metric}, validation")
+    axis.set_ylabel(f"{metric}, validation data")
     axis.legend(frameon=False)
     return png(figure)
 

@@ -57,13 +57,13 @@ def metric_chart(
     values = [m.valid for m in members if m.valid is not None]
     near = nearest(references, values, metric)
     return population_chart(
-        members, line, lambda m: None if m.diverged else m.valid, f"{metric}, validation",
+        members, line, lambda m: None if m.diverged else m.valid, f"{metric}, validation data",
         [value for _, value in near], near,
     )  # fmt: skip
 
 
 def nearest(references: Mapping[str, float], values: Sequence[float], metric: str) -> list[tuple[str, float]]:
-    """References within the values' range, and beyond it the next on the better side, the best first."""
+    """References within the values' range, and beyond it the best one and the next, the best first."""
     if not values:
         return []
     sign = 1 if higher_is_better(metric) else -1
@@ -72,7 +72,7 @@ def nearest(references: Mapping[str, float], values: Sequence[float], metric: st
     above = [item for item in ordered if sign * item[1] > max(sign * v for v in values)]
     # On a logarithmic axis a level far below would flatten all that happened above it.
     reachable = [item for item in above if sign > 0 or item[1] > min(values) / 100]
-    return reachable[-1:] + shown
+    return list(dict.fromkeys(reachable[:1] + reachable[-1:])) + shown
 
 
 def hparam_chart(members: Sequence[Member], line: Sequence[Member], name: str) -> Html:

@@ -16,8 +16,8 @@ from typing import Any
 from sigexp.metrics import higher_is_better
 from sigexp.report import lineage, views
 from sigexp.report.markup import Html, element, join
-from sigexp.report.tables import best_value, number, ranked, test_sets
-from sigexp.report.wording import beside, duration, meaning, verdict
+from sigexp.report.tables import addend, best_value, number, ranked, test_sets
+from sigexp.report.wording import beside, duration, meaning, phases, verdict
 from sigexp.track import folder as folders
 from sigexp.track.record import Record, cases, finite, mapping, members, numbers, read
 
@@ -113,7 +113,7 @@ def result_table(record: Record, test_set: str, metrics: list[str]) -> Html:
     best = {metric: best_value(rows, metric) for metric in metrics}
     # The distance comes second, where a phone shows it without scrolling.
     heads = [m.rpartition("/")[2] for m in metrics]
-    heads = ["predictor", heads[0], "the model beside it", *heads[1:]]
+    heads = ["predictor", heads[0], "the model against it", *heads[1:]]
     lines = []
     for name in ranked(rows, headline):
         learned = name == LEARNED
@@ -144,9 +144,13 @@ def excess(record: Record) -> Html:
     }
     lines = []
     for name, value in parts.items():
+        value = addend(value, total)
         share = value / total if total > 0 else 0.0
         bar = element("div", class_="bar", style=f"width: {100 * min(max(share, 0), 1):.1f}%")
-        cells = [element("th", name, element("small", said.get(name, "")), scope="row"), element("td", number(value))]
+        cells = [
+            element("th", name, element("small", said.get(name, "")), scope="row"),
+            element("td", number(value) if value else "0"),
+        ]
         lines.append(element("tr", *cells, element("td", bar, f"{100 * share:.3g} %", class_="share")))
     title = f"excess loss {number(total)}: the distance to the best predictor known, in parts"
     table = element("table", element("caption", title), element("tbody", *lines))
@@ -216,11 +220,12 @@ def data_of(record: Record) -> dict[str, Any]:
 def environment(record: Record) -> dict[str, Any]:
     result, plan = record.result, mapping(record.result.get("plan"))
     memory, speed = finite(result.get("peak_memory_bytes")), finite(result.get("member_samples_per_second"))
+    rest = phases(numbers(result.get("phases")))
     way = [str(plan.get("way", "")), f"{plan.get('processes', 1)} processes, {plan.get('threads', 1)} threads"]
     return {
         "device": result.get("device"),
         "time": f"{duration(finite(result.get('seconds')))}, of which training "
-        f"{duration(finite(result.get('train_seconds')))}",
+        f"{duration(finite(result.get('train_seconds')))}{rest and f', {rest}'}",
         "speed": f"{speed:,.0f} member-samples/s" if speed is not None else "",
         "memory": f"{memory / 1e9:.2f} GB at most" if memory is not None else "",
         "plan": ", ".join(part for part in way if part) if plan else "",

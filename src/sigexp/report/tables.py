@@ -7,6 +7,8 @@ from rich.table import Table
 
 from sigexp.metrics import higher_is_better
 
+NEGLIGIBLE = 1e-3  # of a sum
+
 
 def number(value: float | None, metric: str = "") -> str:
     """A measured value in four digits; dB and shares in their customary form."""
@@ -33,6 +35,11 @@ def result_tables(result: Mapping[str, Any]) -> list[Table]:
     ]
 
 
+def addend(value: float, total: float) -> float:
+    """A part of a sum, 0 where it is so small that the rounding of the other parts decides it."""
+    return 0.0 if abs(value) < NEGLIGIBLE * abs(total) else value
+
+
 def test_sets(test: Iterable[str]) -> dict[str, list[str]]:
     """The metrics of a result by test set: '' and those whose metrics have a prefix."""
     sets: dict[str, list[str]] = {}
@@ -46,7 +53,9 @@ def split_in_words(result: Mapping[str, Any]) -> str | None:
     parts: dict[str, float] | None = result.get("excess")
     if parts is None:
         return None
-    lines = [f"excess loss {number(sum(parts.values()))}", *(f"  {name} {number(v)}" for name, v in parts.items())]
+    total = sum(parts.values())
+    shown = {name: addend(value, total) for name, value in parts.items()}
+    lines = [f"excess loss {number(total)}", *(f"  {name} {number(v) if v else 0}" for name, v in shown.items())]
     curve = result.get("learning_curve")
     if curve is not None:
         count, most = curve["passes_linear_at"], curve["examples"][-1]

@@ -20,10 +20,12 @@ from rich.table import Table
 from sigexp.metrics import higher_is_better
 from sigexp.report.tables import number, result_tables
 from sigexp.report.verdicts import claim_numbers
+from sigexp.report.wording import EQUAL, LEAST_DB, counted, phases
 from sigexp.search.rounds import MemberRecord, RoundRecord
 
 log = logging.getLogger("sigexp")
 REFRESH_S = 0.25  # of the live table, at least
+DONE = "training done"
 LINE_S = 1.0  # between two lines where output is piped
 TOP, BOTTOM = 5, 2  # members of a round that the table shows
 PIPED_WIDTH = 1000  # characters: no line is cut or wrapped where no terminal is
@@ -39,9 +41,18 @@ def samples(count: float) -> str:
 class Terminal:
     """Progress of one run on standard error: a live table in a terminal, else a line a round, at most one a second."""
 
-    def __init__(self, title: str, metric: str, best_reference: tuple[str, float] | None, budget: int) -> None:
+    def __init__(
+        self,
+        title: str,
+        metric: str,
+        best_reference: tuple[str, float] | None,
+        budget: int,
+        decides: str | None = None,
+    ) -> None:
+        """decides: by which loss the best is chosen, 'valid' or 'train', where the metric is not that loss."""
         self.title, self.metric, self.budget, self.known = title, metric, budget, best_reference
         self.began, self.done, self.waiting = time.perf_counter(), 0, ""
+        self.decides, self.ended = decides, False
         self.next = 0.0  # when something may be shown again
         self.latest: RoundRecord | None = None  # that the table does not show yet
         self.table: Segments | str = ""
@@ -62,8 +73,10 @@ class Terminal:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.live:
             self.live.stop()
-        if self.waiting and (error or not self.live):
-            self.console.print(self.waiting, soft_wrap=True)
+        said = [self.waiting] if self.waiting and (error or not self.live) else []
+        said += [] if error or self.live or self.ended else [DONE]
+        if said:
+            self.console.print(", ".join(said), soft_wrap=True)
 
     def step(self, total_samples: int) -> None:
         self.done = total_samples
@@ -75,12 +88,12 @@ class Terminal:
         assert self.live is not None
         began = time.thread_time()
         if self.latest:
-            table = round_table(self.latest, self.metric, self.known)
+            table = round_table(self.latest, self.metric, self.known, self.decides)
             self.table, self.latest = Segments(self.console.render(table)), None
         share = self.done / self.budget
         bar = ProgressBar(total=self.budget, completed=self.done, width=20)
         head = Table.grid(padding=(0, 2))
-        head.add_row(bar, f"{100 * share:.0f} %", f"{samples(self.speed())} samples/s", f"{duration(self.left())} left")
+        head.add_row(bar, f"{100 * share:.0f} %", f"{samples(self.speed())} samples/s", self.left_in_words())
         self.live.update(Group(head, self.table), refresh=True)
         self.next = time.perf_counter() + max(REFRESH_S, 120 * (time.thread_time() - began))
 
@@ -91,13 +104,22 @@ class Terminal:
         """Seconds to the end of the budget."""
         return max(0, self.budget - self.done) / max(self.speed(), 1e-9)
 
+    def left_in_words(self) -> str:
+        return DONE if self.done >= self.budget else f"{duration(self.left())} left"
+
+    def standing(self, best: MemberRecord) -> str:
+        """The best member on validation data: the loss that chose it, and the headline metric where that is another."""
+        metric = f"{self.metric} {number(best.valid, self.metric)}{self.reference}"
+        if self.decides == "train":
+            return f"train loss {number(best.train_loss)}, valid {metric}"
+        return f"valid loss {number(best.valid_loss)}, {metric}" if self.decides else f"valid {metric}"
+
     def round(self, record: RoundRecord) -> None:
-        best = number(record.best.valid, self.metric)
         diverged = sum(member.diverged for member in record.members)
         note = f", {diverged} diverged" if diverged else ""
         self.done = record.total_samples
         line = (
-            f"round {record.round}: best valid {self.metric} {best}{self.reference}, "
+            f"round {record.round}: best {self.standing(record.best)}, "
             f"lr {record.best.hparams['lr']:.2g}, "
             f"{samples(record.total_samples)} of {samples(self.budget)} samples, {samples(self.speed())}/s{note}"
         )
@@ -111,7 +133,8 @@ class Terminal:
         if self.live:
             self.show()
         else:
-            self.console.print(f"{line}, {duration(self.left())} left", soft_wrap=True)
+            self.console.print(f"{line}, {self.left_in_words()}", soft_wrap=True)
+            self.ended = self.done >= self.budget
             self.waiting, self.next = "", now + LINE_S
 
 
@@ -123,25 +146,34 @@ def duration(seconds: float) -> str:
     return f"{whole // 60}:{whole % 60:02} min" if whole < 3600 else f"{whole // 3600}:{whole // 60 % 60:02} h"
 
 
-def round_table(record: RoundRecord, metric: str, reference: tuple[str, float] | None) -> Table:
-    """The best members of a round and the worst, beside the best of the search and the best reference."""
+def round_table(
+    record: RoundRecord, metric: str, reference: tuple[str, float] | None, decides: str | None = None
+) -> Table:
+    """The best members of a round and the worst, beside the best of the search and the best reference.
+
+    decides: by which loss the best is chosen, 'valid' or 'train', where the metric is not that loss.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="")
     higher = higher_is_better(metric)
-    table.title = f"round {record.round}: {len(record.members)} members"
-    for name in ("", "member", "lr", "batch", "train loss", f"valid {metric}"):
+    table.title = f"round {record.round}: {counted(len(record.members), 'member')}"
+    for name in ("", "member", "lr", "batch", f"{decides or 'train'} loss", f"valid {metric}"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     told = reference and (higher or reference[1] > 0)
     table.add_column(f"to {reference[0]}" if reference and told else "", justify="right", no_wrap=True)
 
     def rank(member: MemberRecord) -> float:
-        return math.inf if member.diverged else -member.valid if higher else member.valid
+        if member.diverged:
+            return math.inf
+        if decides:
+            return member.valid_loss if decides == "valid" else member.train_loss
+        return -member.valid if higher else member.valid
 
     def add(name: str, member: MemberRecord, style: str | None = None) -> None:
         size = f"{member.hparams['batch_size']:.0f}"
         cells = ["", "diverged", ""]
         if not member.diverged:
             cells = [
-                f"{member.train_loss:.3e}",
+                number(member.valid_loss if decides == "valid" else member.train_loss),
                 number(member.valid, metric),
                 distance(member.valid, metric, reference),
             ]
@@ -166,6 +198,8 @@ def distance(value: float, metric: str, reference: tuple[str, float] | None) -> 
         return ""
     if higher_is_better(metric):
         unit = " dB" if "psnr" in metric else ""
+        if unit and abs(value - reference[1]) < LEAST_DB:
+            return EQUAL
         return f"{value - reference[1]:+.3g}{unit}"
     return f"x {value / reference[1]:.3g}" if reference[1] > 0 else ""
 
@@ -206,10 +240,11 @@ def show_result(result: Mapping, folder: str) -> None:
     budget, lecture = result["samples"], result["budget"]["lecture_max_samples"]
     best = result["best"]
     hparams = ", ".join(f"{name} {value:.3g}" for name, value in best["hyperparameters"].items())
+    rest = phases(result.get("phases", {}))
     console.print(
         f"{result['model']['name']}: {result['parameters']:,} parameters; {samples(budget)} member-samples in "
-        f"{result['train_seconds']:.0f} s training, {result['seconds']:.0f} s in all "
-        f"({samples(result['member_samples_per_second'])}/s)"
+        f"{result['train_seconds']:.0f} s training, {result['seconds']:.0f} s in all"
+        f"{rest and f' ({rest})'}; {samples(result['member_samples_per_second'])}/s"
         + (f"; the lecture's budget is {samples(lecture)}" if lecture else ""),
         soft_wrap=True,
     )
@@ -220,9 +255,8 @@ def show_result(result: Mapping, folder: str) -> None:
             "[yellow]worse than the best constant: raise search.max_samples, or change the learning rate[/yellow]"
         )
     console.print(f"best member: {hparams}; stopped: {result['stopped']}", soft_wrap=True)
-    console.print(
-        "data: " + "; ".join(f"{key}: {value}" for key, value in result["dataset"]["source"].items()), soft_wrap=True
-    )
+    if source := result["dataset"]["source"]:
+        console.print("data: " + "; ".join(f"{key}: {value}" for key, value in source.items()), soft_wrap=True)
     for claim in result["claims"]:
         word = {True: "[green]holds[/green]", False: "[red]does not hold[/red]", None: "measured"}[claim["holds"]]
         console.print(f"claim {word}: {escape(claim['text'])} ({escape(claim_numbers(claim))})", soft_wrap=True)

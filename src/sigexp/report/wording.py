@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from sigexp.metrics import higher_is_better
 from sigexp.report.tables import number
 
+EQUAL, AS_GOOD = "equal", "as good as"
+LEAST_DB = 0.005  # a difference that two decimals do not show
 EXACT = 1e-9  # of the model's error: a reference below this is right but for rounding
 
 MEANINGS = {
@@ -48,15 +50,15 @@ def beside(model: float | None, reference: float | None, metric: str) -> str:
         return ""
     gain = model - reference if higher_is_better(metric) else reference - model
     word = "better" if gain > 0 else "worse"
-    if gain == 0:
-        return "equal"
     name = metric.rpartition("/")[2]
+    if gain == 0 or (name.startswith("psnr") and abs(gain) < LEAST_DB):
+        return EQUAL
     if name.startswith("psnr"):
         return f"{abs(gain):.2f} dB {word}"
     if name in ("error", "pixel_error", "hit_rate"):
         return f"{100 * abs(gain):.3g} points {word}"
     if exact(model, reference, metric):
-        return "exact"
+        return word
     if name in ("ssim", "iou") or min(model, reference) <= 0:
         return f"{abs(gain):.3g} {word}"
     ratio = max(model, reference) / min(model, reference)
@@ -92,22 +94,30 @@ def verdict(model: str, test: Values, references: Mapping[str, Values]) -> Verdi
     floor = next((name for name in ("constant", "chance") if name in known), None)
     sign = 1 if higher_is_better(metric) else -1
     if floor and sign * value < sign * known[floor]:
-        return Verdict(f"{start}: {beside(value, known[floor], metric)} than {named(floor)}.", "behind")
+        words = comparison(value, known[floor], metric)
+        return Verdict(f"{start}: {words} {named(floor)}.", "behind")
     # What the targets come from is no rival.
     rivals = {name: v for name, v in known.items() if name != "exact"}
     note = f"; the exact algorithm has {number(known['exact'], metric)}" if "exact" in known else ""
     if not rivals:
         return Verdict(f"{start}{note}.", "between")
     best = max(rivals, key=lambda name: sign * rivals[name])
-    compared = beside(value, rivals[best], metric)
-    words = {"equal": "as good as", "exact": "far from"}.get(compared, f"{compared} than")
+    words = comparison(value, rivals[best], metric)
     said = f"{start}: {words} {named(best)} ({number(rivals[best], metric)})"
     if len(rivals) > 1:
         behind = sum(sign * v < sign * value for v in rivals.values())
         said += f", the best of {len(rivals)} references"
         said += f"; ahead of {behind} of them" if 0 < behind < len(rivals) else ""
-    state = "ahead" if sign * value >= sign * rivals[best] else "between"
+    state = "ahead" if sign * value >= sign * rivals[best] or words == AS_GOOD else "between"
     return Verdict(f"{said}{note}.", state)
+
+
+def comparison(model: float, reference: float, metric: str) -> str:
+    """`beside` as it stands before the reference's name: '1.7 % worse than', 'as good as'."""
+    if exact(model, reference, metric) and model != reference:
+        return "far from"
+    words = beside(model, reference, metric)
+    return AS_GOOD if words == EQUAL else f"{words} than"
 
 
 def named(reference: str) -> str:
@@ -120,6 +130,17 @@ def spoken(metric: str) -> str:
     known = {"psnr": "PSNR", "mse": "MSE", "ssim": "SSIM", "iou": "IoU"}
     head, _, rest = name.partition("_")
     return f"{known.get(head, head)}{' ' + rest.replace('_', ' ') if rest else ''}"
+
+
+def counted(count: int, noun: str) -> str:
+    """1 member, 2 members."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def phases(seconds: Values) -> str:
+    """What a run's time went to beside training: 'data 20 s, testing 31 s'; what is not worth a second is left out."""
+    known = {name: value for name, value in seconds.items() if value is not None and name != "training"}
+    return ", ".join(f"{name} {value:.0f} s" for name, value in known.items() if value >= 0.5)
 
 
 def duration(seconds: float | None) -> str:
