@@ -49,6 +49,9 @@ NOT_RUN = {
     "python3 -m venv": "makes a virtual environment",
     "pip install": "installs packages",
     "sigexp board": "serves until it is interrupted",
+    **dict.fromkeys(
+        ("sigexp rerun RUN", "sigexp replay RUN", "sigexp inspect RUN"), "RUN is any run; tests/test_verbs.py runs them"
+    ),
 }
 LISTED = ("sigexp reproduce", "sigexp demonstrate")  # take minutes to hours: `--list` checks their words
 NEEDED = {"claims.md": "dataset.md"}  # pages that go on with another one's files
