@@ -241,7 +241,8 @@ def show_replay(recorded: Mapping, replayed: Mapping) -> None:
     before, after = (found["best"]["valid"].get("loss") for found in (recorded, replayed))
     off = after / before - 1 if before and after else 0.0
     side = "above" if off > 0 else "below"
-    deviation = "the same up to rounding" if abs(off) < EXACT else f"validation loss {100 * abs(off):.2g} % {side} the search's"
+    deviation = f"validation loss {100 * abs(off):.2g} % {side} the search's"
+    deviation = "the same up to rounding" if abs(off) < EXACT else deviation
     Console(highlight=False).print(
         f"replayed {samples(replayed['samples'])} of the search's {samples(recorded['samples'])} member-samples: "
         f"valid {metric} {valid_alone} ({valid} in the search), test {test_alone} ({test}); {deviation}",

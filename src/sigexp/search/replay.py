@@ -16,7 +16,8 @@ from sigexp.search.base import Candidate, Recorded, Round, Search, Start
 @dataclass(frozen=True, kw_only=True)
 class Replay(Search):
     """segments: for every round {samples, position, progress: [first, last], largest_batch, hparams: {lr, momentum,
-    weight_decay, batch_size}}, as `Recorded`. first_member: the initial member whose random weights the line began with."""
+    weight_decay, batch_size}}, as `Recorded`. first_member: the initial member whose random weights the line began
+    with."""
 
     segments: list[dict[str, Any]]
     first_member: int = 0
