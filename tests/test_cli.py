@@ -83,9 +83,9 @@ def test_list_names_everything(capsys):
         (["lst"], ["did you mean list"]),
         (["list", "modles"], ["modles"]),
         (["board", "no-such-folder"], ["no-such-folder"]),
-        (["compare", "no-such-folder"], ["no-such-folder", "no finished run"]),
+        (["compare", "no-such-folder"], ["no-such-folder: no such folder; give the folder of a run"]),
         (["compare"], ["RUN"]),
-        (["report", "."], ["no finished run"]),
+        (["report", "."], [".: not the folder of a run (no result.json), and none is in it"]),
         (["preview", "experiment=gausian"], ["did you mean gaussian"]),
     ],
 )

@@ -103,7 +103,7 @@ def paths_of(schema: type, prefix: str = "") -> Iterator[str]:
     for name, annotation in get_type_hints(schema).items():
         if not name.startswith("_"):
             yield f"{prefix}{name}"
-            if is_dataclass(annotation):
+            if isinstance(annotation, type) and is_dataclass(annotation):
                 yield from paths_of(annotation, f"{prefix}{name}.")
 
 

@@ -107,7 +107,8 @@ class Converter:
         needs = {"least": PADDING, "further": SSIM_REACH} if self.simulate else {}
         tiles = self.predictor.plan((height, width), channels, **needs)
         outside, quality = self.fill(picture, tiles, kept, advance)
-        remarks += [self.way(tiles, channels), *self.described(kept, outside, as_array)]
+        way = self.way(tiles, channels)
+        remarks += [*([way] if way else []), *self.described(kept, outside, as_array)]
         if output and as_array:
             folders.write(output, recordings.encode_array(kept[..., 0] if flat and single == 1 else kept))
         elif output:
@@ -127,16 +128,16 @@ class Converter:
             red, green, blue = (picture.pixels[..., c] for c in range(3))
             if np.array_equal(red, green) and np.array_equal(red, blue):  # the raw picture, saved as RGB
                 return replace(picture, pixels=picture.pixels[..., :1])
-            refuse_photograph(picture.pixels)
+            refuse_photograph(picture.pixels, "--simulate makes the mosaic")
         return picture
 
     def way(self, tiles: Sequence[Tile], channels: int) -> str:
-        """How a picture is computed, in words."""
+        """How a picture is computed, in words, '' where that is as anybody would expect."""
         if len(tiles) > 1:
             return f"{len(tiles)} tiles"
         whole = [side.stop for side in tiles[0].kept]
         small = self.predictor.is_small(whole, channels) or self.predictor.sight is not None
-        return "at once" if small else "at once, as the model sees all of it"
+        return "" if small else "in one piece, as the model sees all of it"
 
     def fill(
         self, picture: Picture, tiles: Sequence[Tile], kept: np.ndarray, advance: Advance

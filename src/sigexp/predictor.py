@@ -25,6 +25,7 @@ from sigexp.track.find import STAMP
 
 MOSAICS = "sigexp.datasets.bayer.bayer_mosaic"
 MOST_CONFIG_BYTES = 100_000
+LOWEST, HIGHEST = -1.0, 2.0  # of a picture's values: 0..1, with room for noise
 GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601
 Array = TypeVar("Array", np.ndarray, Tensor)
 
@@ -156,8 +157,8 @@ class Predictor:
         laid out alike; a picture without channels gets an axis for them only where there are several. Classes are
         probabilities [K] or [B, K].
 
-        uint8 and uint16 pictures are divided by their largest value; others are taken as they are. A model of one
-        channel filters each channel alike. Raises ValueError for what the model cannot take.
+        uint8 and uint16 pictures are divided by their largest value; others are taken as they are, in 0..1 or not far
+        from it. A model of one channel filters each channel alike. Raises ValueError for what the model cannot take.
         """
         is_tensor = isinstance(array, Tensor)
         layout = self.layout(array.shape, last=not is_tensor)
@@ -165,7 +166,7 @@ class Predictor:
         values = layout.opened(self.floats(given))
         if self.mosaic and values.shape[1] == 3:
             for picture in values:
-                refuse_photograph(picture.transpose(1, 2, 0))
+                refuse_photograph(picture.transpose(1, 2, 0), "sigexp.signal.bayer.mosaic makes one of [..., 3, H, W]")
         found = torch.stack([self.signal(torch.from_numpy(one)) for one in values])
         closed = layout.closed(found, classes=self.kind == "class")
         return closed if is_tensor else closed.numpy()  # type: ignore[return-value]
@@ -180,6 +181,11 @@ class Predictor:
         scaled = to_float(values) if self.axes == 2 and kind.kind == "u" else values.astype(np.float32)
         if not np.isfinite(scaled).all():
             raise ValueError("it holds NaN or infinite values; replace them first")
+        low, high = float(scaled.min()), float(scaled.max())
+        if self.axes == 2 and (low < LOWEST or high > HIGHEST):
+            far = f"up to {high:.4g}" if high > HIGHEST else f"down to {low:.4g}"
+            kind, most = ("uint16", 65535) if high > 256 else ("uint8", 255)
+            raise ValueError(f"values {far}; floats are expected in 0..1 (divide by {most}, or pass {kind})")
         return np.ascontiguousarray(scaled)
 
     def layout(self, shape: Sequence[int], *, last: bool) -> "Layout":
@@ -224,14 +230,14 @@ class Layout:
         return found if self.batched else found[0]
 
 
-def refuse_photograph(pixels: np.ndarray) -> None:
-    """Raise ValueError where [H, W, 3] holds values that a BGGR sensor does not measure."""
+def refuse_photograph(pixels: np.ndarray, remedy: str) -> None:
+    """Raise ValueError where [H, W, 3] holds values that a BGGR sensor does not measure; remedy: what to do."""
     red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
     unmeasured = (red[0::2], red[1::2, 0::2], green[0::2, 0::2], green[1::2, 1::2], blue[1::2], blue[0::2, 1::2])
     if any(part.any() for part in unmeasured):
         raise ValueError(
             "a colour photograph, not a mosaic: expected the raw picture in one channel, or in three with zeros where "
-            "a colour was not measured (BGGR); --simulate makes the mosaic (in Python sigexp.signal.bayer.mosaic)"
+            f"a colour was not measured (BGGR); {remedy}"
         )
 
 

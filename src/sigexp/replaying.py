@@ -53,8 +53,11 @@ def replay(words: list[str]) -> int:
     from sigexp import cli
     from sigexp.report.terminal import show_replay, show_result
     from sigexp.track import record
+    from sigexp.track.find import wrong_folder
 
     folder: Path = given.run
+    if not (folder / "result.json").is_file():
+        raise WrongCommand(wrong_folder(folder))
     found = record.read(folder)
     cli.prepare(given.trust)
     config, names = restored(folder, given.settings, given.trust)
