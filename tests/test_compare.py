@@ -131,7 +131,7 @@ def test_what_is_no_run_gets_one_line_and_the_others_are_shown(outputs, tmp_path
     assert len(lines) == 8
     for name, part in [
         ("unfinish", "not finished"), ("broken000", "cannot be read"), ("broken001", "damaged"),
-        ("broken002", "no best.test"), ("bomb", "aliases"), ("empty", "not the folder of a run"), ("missing", "no such folder"),
+        ("broken002", "no best.test"), ("bomb", "aliases"), ("empty", "not the folder"), ("missing", "no such folder"),
         ("no*glob", "matches no folder"),
     ]:  # fmt: skip
         assert any(name in line and part in line for line in lines), (name, part)

@@ -4,7 +4,6 @@ Axes: B batch, C and D channels, H W pixels, T samples, K classes. Signals are f
 """
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,9 +18,9 @@ from torch import Tensor, nn
 
 from sigexp import machine, saved, tiling
 from sigexp.data.patches import to_float
+from sigexp.gathering import labels
 from sigexp.signal.bayer import mosaic
 from sigexp.tiling import Sight, Tile
-from sigexp.track.find import STAMP
 
 MOSAICS = "sigexp.datasets.bayer.bayer_mosaic"
 MOST_CONFIG_BYTES = 100_000
@@ -42,6 +41,7 @@ class Predictor:
     input_shape: tuple[int, ...]
     target_shape: tuple[int, ...]
     mosaic: bool
+    folder: Path = Path()  # of the run
 
     @property
     def axes(self) -> int:
@@ -181,11 +181,8 @@ class Predictor:
         scaled = to_float(values) if self.axes == 2 and kind.kind == "u" else values.astype(np.float32)
         if not np.isfinite(scaled).all():
             raise ValueError("it holds NaN or infinite values; replace them first")
-        low, high = float(scaled.min()), float(scaled.max())
-        if self.axes == 2 and (low < LOWEST or high > HIGHEST):
-            far = f"up to {high:.4g}" if high > HIGHEST else f"down to {low:.4g}"
-            kind, most = ("uint16", 65535) if high > 256 else ("uint8", 255)
-            raise ValueError(f"values {far}; floats are expected in 0..1 (divide by {most}, or pass {kind})")
+        if self.axes == 2:
+            refuse_far(float(scaled.min()), float(scaled.max()))
         return np.ascontiguousarray(scaled)
 
     def layout(self, shape: Sequence[int], *, last: bool) -> "Layout":
@@ -230,6 +227,14 @@ class Layout:
         return found if self.batched else found[0]
 
 
+def refuse_far(low: float, high: float) -> None:
+    """Raise ValueError where a picture's values lie far outside 0..1, as those of 0..255 do."""
+    if low < LOWEST or high > HIGHEST:
+        far = f"up to {high:.4g}" if high > HIGHEST else f"down to {low:.4g}"
+        remedy = "divide by 65535, or pass uint16" if high > 256 else "divide by 255, or pass uint8"
+        raise ValueError(f"values {far}; floats are expected in 0..1 ({remedy})")
+
+
 def refuse_photograph(pixels: np.ndarray, remedy: str) -> None:
     """Raise ValueError where [H, W, 3] holds values that a BGGR sensor does not measure; remedy: what to do."""
     red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
@@ -259,20 +264,6 @@ def load_several(folders: Sequence[Path], trust: Sequence[str] = ()) -> dict[str
     return {name: ready[folder] for name, folder in zip(names, found.values(), strict=True)}
 
 
-def labels(names: Sequence[str], runs: Sequence[Path]) -> list[str]:
-    """What models are called, in tables and as folders: their names, and the signature of the run where these repeat.
-
-    The names may be a stranger's: they become words that no terminal and no file system acts on.
-    """
-    found: list[str] = []
-    for name, run in zip(names, runs, strict=True):
-        place = run.resolve().name
-        signature = f"-{place[STAMP:].lstrip('-') or place}" if names.count(name) > 1 else ""
-        word = re.sub(r"[^\w.+-]+", "_", f"{name[:40]}{signature}").lstrip(".") or "model"
-        found.append(word if word not in found else f"{word}-{len(found) + 1}")
-    return found
-
-
 def described(folder: Path, model: nn.Module) -> Predictor:
     """A model with what a run's folder says of it."""
     found = saved.read_description(folder)
@@ -285,6 +276,7 @@ def described(folder: Path, model: nn.Module) -> Predictor:
         input_shape=tuple(found["input_shape"]),
         target_shape=tuple(found["target_shape"]),
         mosaic=_dataset(folder) == MOSAICS,
+        folder=folder,
     )
 
 

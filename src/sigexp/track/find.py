@@ -27,7 +27,7 @@ def wrong_folder(folder: Path, *, several: bool = False) -> str:
         return f"{folder}: not the folder of a run (no result.json), and none is in it"
     deep = {len(run.relative_to(folder).parts) for run in runs}
     latest = max(runs, key=lambda run: run.name)
-    given = folder.joinpath(*["*"] * deep.pop()) if several and len(deep) == 1 else latest
+    given = folder.joinpath(*["*"] * deep.pop()) if several and len(deep) == 1 < len(runs) else latest
     count = f"{len(runs)} runs" if len(runs) > 1 else "a run"
     return printable(f"{folder}: a folder with {count} in it, not a run; give {given}")
 
