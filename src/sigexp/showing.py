@@ -42,8 +42,8 @@ def folded(line: str, indent: int) -> str:
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     if len(line) <= columns or columns < indent + LEAST_COLUMNS:
         return line
-    settings = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.fill(line, columns, subsequent_indent=" " * indent, **settings)
+    filled = textwrap.TextWrapper(columns, subsequent_indent=" " * indent, break_on_hyphens=False)
+    return filled.fill(line)
 
 
 def preview(words: list[str]) -> int:
