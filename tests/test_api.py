@@ -124,6 +124,17 @@ def test_what_a_model_cannot_take_is_told(array, match):
         model.predict(array)
 
 
+def test_floats_far_outside_0_to_1_are_refused_for_pictures_alone():
+    model = ready(filters.linear((1, 8, 8), (1, 8, 8), kernel_size=3), (1, 8, 8), (1, 8, 8))
+    with pytest.raises(ValueError, match=r"values up to 254.9; floats are expected in 0..1 \(divide by 255, or pass"):
+        model.predict(np.full((9, 9), 254.9))
+    with pytest.raises(ValueError, match="values down to -3"):
+        model.predict(np.full((9, 9), -3.0))
+    model.predict(np.full((9, 9), 1.5))
+    line = ready(recurrent.lstm((1, 9), (1, 9), hidden=2), (1, 9), (1, 9), kind="sequence")
+    line.predict(np.full(50, 300.0))
+
+
 def test_a_model_for_one_size_says_so():
     model = ready(filters.fc((1, 8, 8), (1, 8, 8)), (1, 8, 8), (1, 8, 8))
     assert model.predict(np.ones((8, 8))).shape == (8, 8)

@@ -200,10 +200,9 @@ def test_results_of_several_models_go_to_a_folder_each(two, workdir, capsys):
     folders, _ = two
     assert main(["apply", *folders, folders[0], "set", "--simulate", "-o", "out"]) == 0, "a repeated run counts once"
     results = sorted(p.relative_to(workdir / "out").as_posix() for p in (workdir / "out").rglob("*.png"))
-    assert results == [f"polyphase-{run}/{name}.png" for run in ("aaaa", "bbbb") for name in "ab"]
-    shown = capsys.readouterr().out
-    assert "mean of 2 photographs" in shown
-    assert all(len(line) <= 80 for line in shown.splitlines())
+    written = [f"polyphase-{run}/{name}.png" for run in ("aaaa", "bbbb") for name in "ab"]
+    assert results == ["a-compared.png", "b-compared.png", *written]
+    assert "mean of 2 photographs" in capsys.readouterr().out
 
 
 def test_a_picture_that_one_model_cannot_take_counts_for_none(two, workdir, capsys, monkeypatch):
@@ -228,7 +227,7 @@ def test_a_picture_that_one_model_cannot_take_counts_for_none(two, workdir, caps
 def test_names_of_models_are_no_paths(workdir):
     from pathlib import Path
 
-    from sigexp.predictor import labels
+    from sigexp.gathering import labels
 
     assert labels(["deep", "linear"], [Path("a"), Path("b")]) == ["deep", "linear"]
     assert labels(["../../x\x1b[31m", ".."], [Path("a"), Path("b")]) == ["_.._x_31m", "model"]
@@ -417,12 +416,12 @@ def test_what_is_no_mosaic_is_refused(bayer, workdir, capsys, words, reason):
         (["run", "a.png"], "-o OUT"),
         (["run", "-o", "out"], "FILE"),
         (["run", "run", "-o", "out"], "give FILE"),
-        ([".", "a.png", "-o", "out"], "such as run"),
+        ([".", "a.png", "-o", "out"], "a folder with a run in it, not a run; give run"),
         (["run", "a.png", "-o", "out", "--csv"], "needs --simulate"),
         (["run", "a.png", "-o", "out", "--max-megapixels", "0"], "positive"),
         (["run", "a.png", "-o", "a.png"], "not a folder"),
         (["run", "a.png", "-o", "out", "--simulate"], "Bayer"),
-        (["empty", "a.png", "-o", "out"], "model.json: no such file"),
+        (["empty", "a.png", "-o", "out"], "empty: not the folder of a run (no result.json), and none is in it"),
         (["run", "empty", "-o", "out"], "without files to use"),
     ],
 )
@@ -432,6 +431,41 @@ def test_wrong_commands(identity, workdir, capsys, words, reason):
     (workdir / "run/result.json").write_text("{}")
     assert main(["apply", *words]) == 2
     assert reason in capsys.readouterr().err
+
+
+def test_what_is_there_already_is_refused_before_anything_is_loaded(identity, workdir, capsys, monkeypatch):
+    PIL.Image.fromarray(noise((9, 9))).save("a.png")
+    PIL.Image.fromarray(noise((9, 9))).save("b.png")
+    (workdir / "out").mkdir()
+    (workdir / "out/a.png").write_bytes(b"earlier")
+    with monkeypatch.context() as patched:
+        patched.setattr("sigexp.applying.prepare", lambda *_: pytest.fail("loaded"))
+        assert main(["apply", identity, "a.png", "-o", "out"]) == 2
+    assert "out/a.png is there already; give --overwrite" in capsys.readouterr().err
+    assert main(["apply", identity, "a.png", "b.png", "-o", "out"]) == 2
+    assert (workdir / "out/a.png").read_bytes() == b"earlier"
+    assert read("out/b.png").shape == (9, 9), "the others are still done"
+
+
+def test_simulated_mosaics_are_shown_side_by_side(two, workdir, capsys):
+    folders, _ = two
+    (workdir / folders[0] / "result.json").write_text(json.dumps(
+        {"experiment": "test", "model": {"name": "x"}, "best": {"test": {"mse": 1}}, "seeds": {"seed": 7}, "samples": 5}
+    ))  # fmt: skip
+    assert main(["apply", *folders, "set", "--simulate", "-o", "out"]) == 0
+    shown = capsys.readouterr().out
+    assert f"polyphase-aaaa  x, seed 7, 5 samples: {folders[0]}" in shown
+    assert not set(shown) & set("━┃│┏"), "piped tables have no lines"
+    original = read("set/a.png")
+    drawn = read("out/a-compared.png")[38:]  # below the titles
+    width = original.shape[1]
+    columns = [drawn[::3, i * (3 * width + 4) :: 3][:, :width] for i in range(5)]
+    np.testing.assert_array_equal(columns[4], original)
+    np.testing.assert_array_equal(
+        columns[0], mosaic(original[..., ::-1].transpose(2, 0, 1)).transpose(1, 2, 0)[..., ::-1]
+    )
+    for column, folder in zip(columns[1:3], folders, strict=True):
+        np.testing.assert_array_equal(column, read(f"out/polyphase-{folder[-4:]}/a.png"))
 
 
 def test_a_full_disk_is_exit_code_4_and_leaves_nothing(identity, workdir, capsys, monkeypatch):

@@ -133,7 +133,7 @@ def test_what_is_no_run_gets_one_line_and_the_others_are_shown(outputs, tmp_path
     assert explained.startswith("blur: deep has the best mse")
     for name, part in [
         ("unfinish", "not finished"), ("broken000", "cannot be read"), ("broken001", "damaged"),
-        ("broken002", "no best.test"), ("bomb", "aliases"), ("empty", "neither a run"), ("missing", "no such folder"),
+        ("broken002", "no best.test"), ("bomb", "aliases"), ("empty", "not the folder"), ("missing", "no such folder"),
         ("no*glob", "matches no folder"),
     ]:  # fmt: skip
         assert any(name in line and part in line for line in lines), (name, part)
@@ -142,8 +142,8 @@ def test_what_is_no_run_gets_one_line_and_the_others_are_shown(outputs, tmp_path
 def test_nothing_to_show_is_exit_code_2(tmp_path, capsys):
     assert main(["compare", str(tmp_path)]) == 2
     message = capsys.readouterr().err
-    assert "no finished run" in message
-    assert len(message.splitlines()) == 2
+    assert "not the folder of a run" in message
+    assert len(message.splitlines()) == 1
     assert main(["compare"]) == 2
 
 
@@ -164,7 +164,7 @@ def test_a_sweeps_folder_stands_for_its_runs(outputs):
     found = find([str(sweep)], ignored)
     assert [(r.model, r.result["seeds"]["seed"]) for r in found] == [("deep", 2), ("linear", 2)]
     (sweep / "multirun.yaml").write_text("hydra: {overrides: {task: ['a=b,']}}")
-    with pytest.raises(ValueError, match="no finished run"):
+    with pytest.raises(ValueError, match="none of the sweep"):
         find([str(sweep)], ignored)
 
 

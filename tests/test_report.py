@@ -243,7 +243,7 @@ def test_the_verb_writes_it_again_without_torch(folder, tmp_path):
 
 def test_the_verb_refuses_what_is_no_run(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
-    assert "neither a run" in capsys.readouterr().err
+    assert "not the folder of a run" in capsys.readouterr().err
     first = runs.write(tmp_path / "a", runs.result("linear", {"mse": 0.1}))
     runs.write(tmp_path / "b", runs.result("linear", {"mse": 0.1}))
     assert main(["report", str(tmp_path), "-o", str(tmp_path / "one.html")]) == 2

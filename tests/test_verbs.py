@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from runs import MEMBERS, png
 from runs import result as made_result
 from safetensors.numpy import save_file
 
-from sigexp import catalog, completion, config, doctor, inspecting, rerunning, trust
+from sigexp import catalog, completion, config, doctor, inspecting, replaying, rerunning, trust
 from sigexp.cli import compose, main
 
 TINY = [
@@ -70,12 +71,26 @@ def test_a_replay_comes_to_what_its_line_came_to(workdir, capsys):
     line = list(map(json.loads, (again / "rounds.jsonl").read_text().splitlines()))
     assert replayed["samples"] == replayed["budget"]["max_samples"] == recorded["best"]["samples"] < recorded["samples"]
     assert line[-1]["hparams"] == recorded["best"]["hyperparameters"]
-    # The learning rate's cosine moves in steps of other lengths; all else is the same.
-    assert replayed["best"]["valid"]["loss"] == pytest.approx(recorded["best"]["valid"]["loss"], rel=1e-2)
+    assert replayed["best"]["valid"]["loss"] == pytest.approx(recorded["best"]["valid"]["loss"], rel=1e-5)
     shutil.move(again, workdir / "again")
     assert main(["replay", str(workdir / "again")]) == 0
     third = json.loads((run_folder(workdir) / "result.json").read_text())
     assert third["best"]["valid"] == replayed["best"]["valid"], "a replay of a replay is the same run"
+
+
+def test_a_replay_follows_the_schedule_where_the_batch_size_changes(workdir, capsys):
+    """The cosine's steps are as long as the largest batch of all members asks for, not the line's own."""
+    assert main([*TINY, "search.max_samples=2000", "seed=1"]) == 0
+    folder = run_folder(workdir)
+    schedule, _ = replaying.segments(folder, json.loads((folder / "result.json").read_text())["best"]["id"], 2000)
+    sizes = [segment["hparams"]["batch_size"] for segment in schedule]
+    assert len(set(sizes)) > 1, "a line whose batch size changes"
+    assert any(segment["largest_batch"] > segment["hparams"]["batch_size"] for segment in schedule)
+    capsys.readouterr()
+    assert main(["replay", str(folder), "outputs=again"]) == 0
+    assert "; the same up to rounding" in capsys.readouterr().out
+    assert main(["replay", str(folder), "outputs=again", "seed=5"]) == 0
+    assert re.search(r"; validation loss [\d.e+]+ % (above|below) the search's", capsys.readouterr().out)
 
 
 def test_a_rerun_is_composed_anew(composed, workdir, capsys):

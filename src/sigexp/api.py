@@ -20,6 +20,7 @@ from sigexp import cli, experiment, predictor
 from sigexp.fields import override_text
 from sigexp.predictor import Array, Predictor
 from sigexp.report.tables import number, ranked
+from sigexp.track.find import wrong_folder
 
 PICTURES = ("examples", "kernels", "response")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -71,8 +72,8 @@ class Result:
         Pictures are [H, W], [H, W, C] or a batch [B, H, W, C] in numpy, [H, W], [C, H, W] or [B, C, H, W] as tensors;
         sequences [T], [C, T] or [B, C, T]. They may be of any size where the model's form allows it: large ones are
         computed in overlapping tiles, with the same result. uint8 and uint16 pictures are divided by their largest
-        value, floats taken as they are, in 0..1. Models of classes give probabilities [K] or [B, K]. Bayer models take
-        the raw picture [H, W], or [H, W, 3] with zeros where a colour was not measured.
+        value, floats taken as they are, in 0..1 or not far from it. Models of classes give probabilities [K] or [B, K].
+        Bayer models take the raw picture [H, W], or [H, W, 3] with zeros where a colour was not measured.
 
         Raises ValueError for what the model cannot take, saying why.
         """
@@ -163,6 +164,8 @@ def load(folder: str | Path) -> Result:
     """
     cli.prepare()
     folder = Path(folder)
+    if not any((folder / name).is_file() for name in ("model.json", "result.json")):
+        raise ValueError(wrong_folder(folder))
     ready = predictor.load(folder)
     path = folder / "result.json"
     try:

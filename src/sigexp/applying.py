@@ -6,10 +6,11 @@ not at all, and never over an input.
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sigexp.gathering import Input, gather, there_already, which_is_which
 from sigexp.usage import TRUST, Parser, WrongCommand
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ EPILOG = """\
 Bayer models take the raw picture, layout BGGR, in one channel, or in three with zeros where a colour was not measured.
 With --simulate they take photographs: the mosaic is made from them, and a table tells how near the models and the
 classical methods come (PSNR, CPSNR and SSIM as scikit-image computes them, 4 border pixels cut). Without -o nothing
-but the table is made. Several runs are judged side by side; their results go to OUT/MODEL.
+but the table is made; with it also OUT/NAME-compared.png, a part of the middle: mosaic, models, the best classical
+method, original. Several runs are judged side by side; their results go to OUT/MODEL.
 
   sigexp apply outputs/bayer/deep/RUN raw.png -o developed
   sigexp apply outputs/bayer/linear/RUN outputs/bayer/deep/RUN photographs/ --simulate
@@ -54,21 +56,26 @@ def command(words: list[str]) -> int:
     if given.csv and not given.simulate:
         raise WrongCommand("--csv tells how near models come to photographs; it needs --simulate")
     runs, files = sorted_out(given.run, given.files)
+    inputs, problems = gather(files, given.output)
+    if given.output is not None and not given.overwrite and len(runs) == 1:
+        known = there_already(inputs, runs[0], given.output, given.npy)
+        inputs, problems = [one for one in inputs if one not in known], [*problems, *known.values()]
+    if problems and not inputs:
+        raise WrongCommand("\n".join(map(printable, problems)))
     converters = prepare(given, runs)
     if given.output is None and not given.simulate and any(c.predictor.kind != "class" for c in converters):
         raise WrongCommand("give the folder to write to: -o OUT")
-    inputs, problems = gather(files, given.output)
     return Application(converters, given.output, given.overwrite, given.csv).run(inputs, problems)
 
 
 def sorted_out(first: Path, words: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """The runs that lead the words, and the files behind them. Raises WrongCommand where either is missing."""
-    from sigexp.track.find import below
+    from sigexp.track.find import wrong_folder
 
     if not first.is_dir():
-        raise WrongCommand(f"{first}: no such folder; give the folder of a finished run")
-    if not is_run(first) and (inside := [run for run in below(first) if is_run(run)]):
-        raise WrongCommand(f"{first}: a folder of runs, not a run; name one of the {len(inside)}, such as {inside[-1]}")
+        raise WrongCommand(wrong_folder(first))
+    if not is_run(first) and not any((first / name).is_file() for name in ("config.yaml", "result.json")):
+        raise WrongCommand(wrong_folder(first, several=True))
     count = next((i for i, word in enumerate(words) if not is_run(word)), len(words))
     if count == len(words):
         raise WrongCommand("only runs are named; give FILE... behind them: pictures, arrays, sounds or folders of them")
@@ -106,42 +113,10 @@ def prepare(given: Any, runs: Sequence[Path]) -> "list[Converter]":
             most_pixels=int(given.max_megapixels * 1e6),
             writes=given.output is not None,
             classical=number == 0,
+            folder=one.folder,
         )
         for number, (label, one) in enumerate(ready.items())
     ]
-
-
-@dataclass(frozen=True)
-class Input:
-    """A file, and its place below OUT."""
-
-    path: Path
-    relative: Path
-
-
-def gather(words: Sequence[Path], output: Path | None) -> tuple[list[Input], list[str]]:
-    """All files that are named, or lie in named folders, and what is wrong with the other words.
-
-    Of a folder, files with a known suffix are taken, hidden ones and what lies in OUT left out.
-    """
-    from sigexp.data.images import SUFFIXES
-
-    known = {*SUFFIXES, ".npy", ".wav"}
-    found: dict[Path, Input] = {}
-    problems = []
-    for word in words:
-        if not word.is_dir():
-            found.setdefault(word.resolve(), Input(word, Path(word.name)))
-            continue
-        inside = [path for path in sorted(word.rglob("*")) if path.suffix.lower() in known and path.is_file()]
-        inside = [path for path in inside if not any(p.startswith(".") for p in path.relative_to(word).parts)]
-        if output is not None and output.resolve() != word.resolve():
-            inside = [path for path in inside if not path.resolve().is_relative_to(output.resolve())]
-        for path in inside:
-            found.setdefault(path.resolve(), Input(path, path.relative_to(word)))
-        if not inside:
-            problems.append(f"{word}: a folder without files to use ({', '.join(sorted(known))})")
-    return list(found.values()), problems
 
 
 @dataclass
@@ -163,9 +138,15 @@ class Application:
 
         from sigexp import judging
         from sigexp.report.progress import Progress
+        from sigexp.report.terminal import PIPED_WIDTH
 
         console = Console(highlight=False, soft_wrap=True, stderr=self.as_csv)
+        if not console.is_terminal:
+            console = Console(highlight=False, width=PIPED_WIDTH, no_color=True, stderr=self.as_csv)
         self.inputs = {one.path.resolve() for one in inputs}
+        if len(self.converters) > 1:
+            for line in which_is_which({one.label: one.folder for one in self.converters}):
+                console.print(line, markup=False)
         done: dict[str, list[Done]] = {}
         with Progress(len(inputs)) as progress:
             for problem in problems:
@@ -198,12 +179,26 @@ class Application:
                 raise ValueError("no such file")
             if not one.path.is_file():
                 raise ValueError("not a file or folder")
-            return [self.convert(number, one, progress) for number in range(len(self.converters))]
+            simulated = self.output is not None and self.converters[0].simulate
+            compared = self.place(one, "-compared.png") if simulated else None
+            results = [self.convert(number, one, progress) for number in range(len(self.converters))]
+            if compared:
+                self.draw_compared(compared, results)
+            return [replace(result, crops=None) for result in results]  # they take memory
         except Exception as error:  # whatever a file leads to must not keep the others from being processed
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
             self.fail(progress, *complaint(one.path, error))
         return []
+
+    def draw_compared(self, path: Path, results: "Sequence[Done]") -> None:
+        """NAME-compared.png: mosaic, models, the best classical method and the original."""
+        from sigexp.report.demosaiced import side_by_side
+        from sigexp.track import folder as folders
+
+        crops = [result.crops for result in results if result.crops]
+        outputs = {converter.label: found for converter, (_, found) in zip(self.converters, crops, strict=True)}
+        folders.write(path, side_by_side(crops[0][0], outputs, merged(results)))
 
     def convert(self, number: int, one: Input, progress: Any) -> "Done":
         converter, count = self.converters[number], len(self.converters)
@@ -219,6 +214,7 @@ class Application:
         from rich.markup import escape
 
         from sigexp.report.tables import class_table
+        from sigexp.report.terminal import print_table
 
         for number, converter in enumerate(self.converters):
             found = {escape(printable(path)): results[number].classes for path, results in done.items()}
@@ -226,7 +222,7 @@ class Application:
             if found and len(self.converters) > 1:
                 console.print(f"{converter.label}:")
             if found:
-                console.print(class_table(found))
+                print_table(console, class_table(found))
 
     def fail(self, progress: Any, message: str, code: int) -> None:
         self.failed += 1

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sigexp import __version__, catalog
-from sigexp.usage import HELP, WrongCommand
+from sigexp.usage import FIRST, HELP, WrongCommand
 from sigexp.verbs import VERBS, carry_out
 
 
@@ -52,7 +52,7 @@ def say(message: str) -> None:
 
 def command(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
+        print(HELP if words else FIRST, end="")
         return 0
     if words[0] in ("--version", "-V"):
         print(f"sigexp {__version__}")

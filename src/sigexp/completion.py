@@ -51,7 +51,7 @@ def completion(words: list[str]) -> int:
         epilog='bash: eval "$(sigexp completion bash)" in ~/.bashrc. zsh: the same with zsh in ~/.zshrc. '
         "fish: sigexp completion fish > ~/.config/fish/completions/sigexp.fish",
     )
-    parser.add_argument("shell", nargs="?", choices=SHELLS, metavar="|".join(SHELLS))
+    parser.add_argument("shell", nargs="?", metavar="|".join(SHELLS))
     parser.add_argument("--candidates", metavar="LINE", help="what could stand at the end of a line; for the scripts")
     given = parser.parse_args(words)
     if given.candidates is not None:
@@ -59,8 +59,9 @@ def completion(words: list[str]) -> int:
             if HARMLESS.fullmatch(word):
                 print(f"{word}\t{''.join(c if c.isprintable() else ' ' for c in meaning)}")
         return 0
-    if given.shell is None:
-        raise WrongCommand(f"give the shell: sigexp completion {'|'.join(SHELLS)}")
+    if given.shell not in SHELLS:
+        which = "" if given.shell is None else f" {given.shell}"
+        raise WrongCommand(f"completion{which}: give bash, zsh or fish")
     print((Path(__file__).with_name("shells") / f"completion.{given.shell}").read_text(encoding="utf-8"), end="")
     return 0
 

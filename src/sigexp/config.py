@@ -6,15 +6,15 @@ Nothing here imports torch, so that a typing error is answered at once.
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from sigexp.fields import accepts, describe, did_you_mean
+from sigexp.fields import accepts, describe, did_you_mean, setting_meant
 
 
 class ConfigError(ValueError):
@@ -98,6 +98,18 @@ class Config:
     trainer: Trainer = field(default_factory=Trainer)
 
 
+def paths_of(schema: type, prefix: str = "") -> Iterator[str]:
+    """Every field of a schema and of those inside it: 'trainer', 'trainer.optimizer', 'trainer.optimizer.lr'."""
+    for name, annotation in get_type_hints(schema).items():
+        if not name.startswith("_"):
+            yield f"{prefix}{name}"
+            if isinstance(annotation, type) and is_dataclass(annotation):
+                yield from paths_of(annotation, f"{prefix}{name}.")
+
+
+SETTINGS = tuple(paths_of(Config))
+
+
 def register() -> None:
     ConfigStore.instance().store(group="schema", name="config", node=Config, provider="sigexp")
 
@@ -132,7 +144,9 @@ def check_fields(node: Mapping[str, Any], what: str) -> None:
         if name not in keywords:
             if open_ended:
                 continue
-            raise ConfigError(f"{what}.{name}: no such field{did_you_mean(str(name), keywords)}")
+            whole = f"{what}.{name}"
+            known = [*(f"{what}.{keyword}" for keyword in keywords), *SETTINGS]
+            raise ConfigError(f"{whole}: no such field{setting_meant(whole, known)}")
         if isinstance(value, Mapping) and "_target_" in value:
             continue
         annotation = hints.get(name, Any)
@@ -181,7 +195,7 @@ def check(config: Mapping[str, Any]) -> None:
     known = set(Config.__dataclass_fields__)
     for name in config:
         if name not in known:
-            raise ConfigError(f"{name}: no such field{did_you_mean(name, known)}")
+            raise ConfigError(f"{name}: no such field{setting_meant(name, SETTINGS)}")
     trainer, search, optimizer = config["trainer"], config["search"], config["trainer"]["optimizer"]
     sections = (
         ("search", search, Search),
@@ -194,8 +208,8 @@ def check(config: Mapping[str, Any]) -> None:
         own = inspect.signature(target_of(given, section)).parameters if section == "search" else {}
         for name in given:
             if name not in schema.__dataclass_fields__ and name not in own:
-                hint = did_you_mean(str(name), schema.__dataclass_fields__)
-                raise ConfigError(f"{section}.{name}: no such field{hint}")
+                whole = f"{section}.{name}"
+                raise ConfigError(f"{whole}: no such field{setting_meant(whole, SETTINGS)}")
     if config["device"].partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
         raise ConfigError(f"device={config['device']}: expected auto, cpu, cuda, cuda:NUMBER or mps")
     _one_of("trainer.optimizer.name", optimizer["name"], ("sgd", "adam", "adamw"))

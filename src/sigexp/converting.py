@@ -25,6 +25,7 @@ from sigexp.track import folder as folders
 Advance = Callable[[int, int], None]  # tiles done, of how many
 Place = Callable[[str], Path]  # where a result goes, by its suffix; refuses what is there
 OUTSIDE = 0.02  # how far beyond 0..1 a value is no mere overshoot
+CROP = 400  # pixels: four of them side by side are 1600
 SHOWN_SHARE = 0.05  # of such values, from which it is said
 
 
@@ -36,6 +37,7 @@ class Done:
     remarks: list[str]
     quality: dict[str, dict[str, float]] = field(default_factory=dict)
     classes: dict[str, float] = field(default_factory=dict)
+    crops: tuple[np.ndarray, np.ndarray] | None = None  # of photograph and result, [h, w, 3] in 0..1, to be looked at
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Converter:
     """A model, and how its results are wanted: as arrays, with mosaics made from photographs, up to so many pixels.
 
     label: what the model is called in tables. writes: whether results become files, or are only judged. classical:
-    whether the classical methods are judged beside it.
+    whether the classical methods are judged beside it. folder: the run's.
     """
 
     predictor: Predictor
@@ -53,6 +55,7 @@ class Converter:
     most_pixels: int = pictures.MAX_PIXELS
     writes: bool = True
     classical: bool = True
+    folder: Path = Path()
 
     def convert(self, path: Path, place: Place, advance: Advance) -> Done:
         """Put a file through the model. Raises ValueError for one that cannot work, OSError for disk or permission."""
@@ -107,12 +110,17 @@ class Converter:
         needs = {"least": PADDING, "further": SSIM_REACH} if self.simulate else {}
         tiles = self.predictor.plan((height, width), channels, **needs)
         outside, quality = self.fill(picture, tiles, kept, advance)
-        remarks += [self.way(tiles, channels), *self.described(kept, outside, as_array)]
+        way = self.way(tiles, channels)
+        remarks += [*([way] if way else []), *self.described(kept, outside, as_array)]
         if output and as_array:
             folders.write(output, recordings.encode_array(kept[..., 0] if flat and single == 1 else kept))
         elif output:
             folders.write(output, pictures.encode_picture(replace(picture, pixels=kept)))
-        return Done(output, remarks, {name: q.values() for name, q in quality.items()})
+        crops = None
+        if self.simulate and self.writes:
+            middle = central((height, width))
+            crops = to_float(picture.pixels[middle]), to_float(kept[middle])
+        return Done(output, remarks, {name: q.values() for name, q in quality.items()}, crops=crops)
 
     def as_mosaic(self, picture: Picture) -> Picture:
         """The picture as it goes to the model; refuses photographs where mosaics are wanted, and the other way."""
@@ -127,16 +135,16 @@ class Converter:
             red, green, blue = (picture.pixels[..., c] for c in range(3))
             if np.array_equal(red, green) and np.array_equal(red, blue):  # the raw picture, saved as RGB
                 return replace(picture, pixels=picture.pixels[..., :1])
-            refuse_photograph(picture.pixels)
+            refuse_photograph(picture.pixels, "--simulate makes the mosaic")
         return picture
 
     def way(self, tiles: Sequence[Tile], channels: int) -> str:
-        """How a picture is computed, in words."""
+        """How a picture is computed, in words, '' where that is as anybody would expect."""
         if len(tiles) > 1:
             return f"{len(tiles)} tiles"
         whole = [side.stop for side in tiles[0].kept]
         small = self.predictor.is_small(whole, channels) or self.predictor.sight is not None
-        return "at once" if small else "at once, as the model sees all of it"
+        return "" if small else "in one piece, as the model sees all of it"
 
     def fill(
         self, picture: Picture, tiles: Sequence[Tile], kept: np.ndarray, advance: Advance
@@ -215,6 +223,12 @@ class Converter:
         output = place(".wav")
         folders.write(output, recordings.encode_sound(replace(sound, samples=found)))
         return Done(output, remarks)
+
+
+def central(extent: tuple[int, int]) -> tuple[slice, slice]:
+    """The middle of a picture, at most `CROP` pixels square, from an even row and column so that BGGR stays BGGR."""
+    starts = [max(0, n - CROP) // 4 * 2 for n in extent]
+    return slice(starts[0], starts[0] + CROP), slice(starts[1], starts[1] + CROP)
 
 
 def _values(picture: Picture, where: tuple[slice, ...]) -> Tensor:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from sigexp import __version__, catalog, machine
@@ -23,6 +24,7 @@ GEMM_SIZE_CUDA = 4096
 GEMM_SECONDS = 0.35  # for each number of threads
 LEAST_PYTHON = (3, 11)
 LEAST_MEMORY_GB, LEAST_DISK_GB = 2.0, 1.0
+BUSY = ", fewer than with 1 thread; the machine is busy: timings will be off"
 STYLES = {"ok": "green", "missing": "red", "warn": "yellow", "none": "dim"}
 
 
@@ -159,10 +161,14 @@ def arithmetic() -> Lines:
     import torch
 
     threads = machine.cores()
+    one = 0.0
     for count in dict.fromkeys((1, threads)):
         torch.set_num_threads(count)
-        text = f"{peak_gflops('cpu', GEMM_SIZE):,.0f} GFLOP/s, float32 matrix product"
-        yield f"{count} thread{'s' if count > 1 else ''}", "ok", text
+        rate = peak_gflops("cpu", GEMM_SIZE)
+        text = f"{rate:,.0f} GFLOP/s, float32 matrix product"
+        busy = rate < one
+        yield f"{count} thread{'s' if count > 1 else ''}", "warn" if busy else "ok", text + (BUSY if busy else "")
+        one = one or rate
     for number in range(torch.cuda.device_count()):
         rate = peak_gflops(f"cuda:{number}", GEMM_SIZE_CUDA)
         yield f"cuda:{number}", "ok", f"{rate:,.0f} GFLOP/s, float32 matrix product"
@@ -210,7 +216,9 @@ def data() -> Lines:
 
     yield "conf", "ok", f"{catalog.conf_dir()}: {len(catalog.choices('experiment'))} experiments"
     own = catalog.user_conf()
-    yield "./conf", "ok" if own else "none", str(own) if own else "none here; it would extend the packaged one"
+    packaged = "the packaged one is this folder's" if Path("conf").is_dir() else ""
+    yield "./conf", "ok" if own else "none", str(own or packaged or "none here; it would extend the packaged one")
+    needs = "" if find_spec("pooch") else ", which needs the extra download (pip install 'sigexp[download]')"
     for name, remotes in REMOTES.items():
         folder = machine.cache_dir() / name
         digits = all(find_digit_file(folder, stem) for stem in DIGIT_FILES)
@@ -219,7 +227,7 @@ def data() -> Lines:
             continue
         field = "images" if name == "cifar10" else "digits"
         some = f"{remotes[0].name}{', ...' if len(remotes) > 1 else ''}"
-        yield name, "none", f"not here: dataset.{field}={name} downloads it, or put {some} into {folder}"
+        yield name, "none", f"not here: dataset.{field}={name} downloads it{needs}, or put {some} into {folder}"
 
 
 def folders() -> Lines:

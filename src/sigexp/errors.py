@@ -4,9 +4,11 @@ import errno
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -16,7 +18,7 @@ from omegaconf.errors import (
 )
 
 from sigexp.config import ConfigError
-from sigexp.fields import did_you_mean
+from sigexp.fields import did_you_mean, setting_meant
 
 DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR})
 
@@ -77,16 +79,25 @@ def _missing_choice(error: MissingConfigException) -> str:
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
     if not group:
         return first_lines(error)
-    return f"{group}={name}: no such {group}{did_you_mean(name, error.options or [])}"
+    own = "" if Path("conf").is_dir() else " (no ./conf in this folder)"
+    return f"{group}={name}: no such {group}{own}{did_you_mean(name, error.options or [])}"
 
 
 def _unknown_key(error: ConfigKeyError | ConfigAttributeError) -> str:
     name = str(error.full_key or error.key)
     if name in ("experiment", "tune"):
         return f"{name}: its YAML must begin with the line '# @package _global_'"
-    parent = error.parent_node
-    keys = [str(key) for key in parent] if parent is not None and hasattr(parent, "keys") else []
-    return f"{name}: no such setting{did_you_mean(name.rpartition('.')[2], keys)}"
+    root = error.parent_node._get_root() if error.parent_node is not None else None
+    return f"{name}: no such setting{setting_meant(name, paths_in(root))}"
+
+
+def paths_in(node: Any, prefix: str = "") -> Iterator[str]:
+    """Every setting of a composed config, Hydra's own left out."""
+    for key in node if OmegaConf.is_dict(node) else ():
+        name = f"{prefix}{key}"
+        if name != "hydra" and not str(key).startswith("_"):
+            yield name
+            yield from paths_in(node._get_node(key), f"{name}.")
 
 
 def _diverged(error: BaseException) -> tuple[int, str] | None:

@@ -17,6 +17,20 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     return f"; it can be one of {', '.join(options)}" if options else ""
 
 
+def setting_meant(name: str, paths: Iterable[str]) -> str:
+    """`did_you_mean` for a setting such as 'trainer.lr' that is none of the paths, in full paths: those with its last
+    word, wherever they stand; else what is spelt alike beside it; else anywhere; else all that stand beside it."""
+    parent, _, last = name.rpartition(".")
+    ends: dict[str, list[str]] = {}
+    for path in sorted(set(paths), key=lambda path: -difflib.SequenceMatcher(None, path, name).ratio()):
+        ends.setdefault(path.rpartition(".")[2], []).append(path)
+    beside = [path for found in ends.values() for path in found if path.rpartition(".")[0] == parent]
+    alike = difflib.get_close_matches(last, [path.rpartition(".")[2] for path in beside], n=3, cutoff=0.5)
+    found = ends.get(last) or [path for word in alike for path in ends[word] if path in beside]
+    found = found or [path for word in difflib.get_close_matches(last, ends, n=2, cutoff=0.75) for path in ends[word]]
+    return f"; did you mean {' or '.join(found[:3])}?" if found else did_you_mean("", beside)
+
+
 def accepts(annotation: Any, value: Any) -> bool:
     """Whether a YAML value fits a Python annotation; a whole number is a float too, a list may be a tuple."""
     if annotation is Any or annotation is inspect.Parameter.empty:

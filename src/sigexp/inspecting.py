@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sigexp.track import record
+from sigexp.track.find import wrong_folder
 from sigexp.track.record import Unreadable, mapping
 from sigexp.trust import offered_targets, targets
 from sigexp.usage import Parser, WrongCommand
@@ -64,10 +65,8 @@ def inspect(words: list[str]) -> int:
     parser = Parser(prog="sigexp inspect", description="What a run's folder holds; nothing of it is executed.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, finished or not")
     folder: Path = parser.parse_args(words).run
-    if not folder.is_dir():
-        raise WrongCommand(f"{folder}: no such folder; give the folder of a run")
     if not record.is_run(folder):
-        raise WrongCommand(f"{folder}: not the folder of a run (no {', '.join(record.MARKS)})")
+        raise WrongCommand(wrong_folder(folder))
     found = files(folder)
     from sigexp.report import inspection
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sigexp.datasets.bayer import BORDER
 from sigexp.report.tables import set_table
+from sigexp.report.terminal import print_table
 from sigexp.signal.quality import MSE_FLOOR, ssim
 from sigexp.tiling import Tile
 
@@ -93,9 +94,9 @@ def show(judged: Judged, console: Console) -> None:
     average = mean(list(judged.values()))
     metrics = list(METRICS if console.width >= max(map(len, average)) + COLUMNS_WIDTH else SHORT)
     for picture, quality in judged.items():
-        console.print(set_table(escape(picture), quality, metrics))
+        print_table(console, set_table(escape(picture), quality, metrics))
     if len(judged) > 1:
-        console.print(set_table(f"mean of {len(judged)} photographs", average, metrics))
+        print_table(console, set_table(f"mean of {len(judged)} photographs", average, metrics))
     console.print(CONVENTION, soft_wrap=False)
 
 

@@ -4,7 +4,6 @@ Axes: B batch, C and D channels, H W pixels, T samples, K classes. Signals are f
 """
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,12 +18,13 @@ from torch import Tensor, nn
 
 from sigexp import machine, saved, tiling
 from sigexp.data.patches import to_float
+from sigexp.gathering import labels
 from sigexp.signal.bayer import mosaic
 from sigexp.tiling import Sight, Tile
-from sigexp.track.find import STAMP
 
 MOSAICS = "sigexp.datasets.bayer.bayer_mosaic"
 MOST_CONFIG_BYTES = 100_000
+LOWEST, HIGHEST = -1.0, 2.0  # of a picture's values: 0..1, with room for noise
 GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601
 Array = TypeVar("Array", np.ndarray, Tensor)
 
@@ -41,6 +41,7 @@ class Predictor:
     input_shape: tuple[int, ...]
     target_shape: tuple[int, ...]
     mosaic: bool
+    folder: Path = Path()  # of the run
 
     @property
     def axes(self) -> int:
@@ -156,8 +157,8 @@ class Predictor:
         laid out alike; a picture without channels gets an axis for them only where there are several. Classes are
         probabilities [K] or [B, K].
 
-        uint8 and uint16 pictures are divided by their largest value; others are taken as they are. A model of one
-        channel filters each channel alike. Raises ValueError for what the model cannot take.
+        uint8 and uint16 pictures are divided by their largest value; others are taken as they are, in 0..1 or not far
+        from it. A model of one channel filters each channel alike. Raises ValueError for what the model cannot take.
         """
         is_tensor = isinstance(array, Tensor)
         layout = self.layout(array.shape, last=not is_tensor)
@@ -165,7 +166,7 @@ class Predictor:
         values = layout.opened(self.floats(given))
         if self.mosaic and values.shape[1] == 3:
             for picture in values:
-                refuse_photograph(picture.transpose(1, 2, 0))
+                refuse_photograph(picture.transpose(1, 2, 0), "sigexp.signal.bayer.mosaic makes one of [..., 3, H, W]")
         found = torch.stack([self.signal(torch.from_numpy(one)) for one in values])
         closed = layout.closed(found, classes=self.kind == "class")
         return closed if is_tensor else closed.numpy()  # type: ignore[return-value]
@@ -180,6 +181,8 @@ class Predictor:
         scaled = to_float(values) if self.axes == 2 and kind.kind == "u" else values.astype(np.float32)
         if not np.isfinite(scaled).all():
             raise ValueError("it holds NaN or infinite values; replace them first")
+        if self.axes == 2:
+            refuse_far(float(scaled.min()), float(scaled.max()))
         return np.ascontiguousarray(scaled)
 
     def layout(self, shape: Sequence[int], *, last: bool) -> "Layout":
@@ -224,14 +227,22 @@ class Layout:
         return found if self.batched else found[0]
 
 
-def refuse_photograph(pixels: np.ndarray) -> None:
-    """Raise ValueError where [H, W, 3] holds values that a BGGR sensor does not measure."""
+def refuse_far(low: float, high: float) -> None:
+    """Raise ValueError where a picture's values lie far outside 0..1, as those of 0..255 do."""
+    if low < LOWEST or high > HIGHEST:
+        far = f"up to {high:.4g}" if high > HIGHEST else f"down to {low:.4g}"
+        remedy = "divide by 65535, or pass uint16" if high > 256 else "divide by 255, or pass uint8"
+        raise ValueError(f"values {far}; floats are expected in 0..1 ({remedy})")
+
+
+def refuse_photograph(pixels: np.ndarray, remedy: str) -> None:
+    """Raise ValueError where [H, W, 3] holds values that a BGGR sensor does not measure; remedy: what to do."""
     red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
     unmeasured = (red[0::2], red[1::2, 0::2], green[0::2, 0::2], green[1::2, 1::2], blue[1::2], blue[0::2, 1::2])
     if any(part.any() for part in unmeasured):
         raise ValueError(
             "a colour photograph, not a mosaic: expected the raw picture in one channel, or in three with zeros where "
-            "a colour was not measured (BGGR); --simulate makes the mosaic (in Python sigexp.signal.bayer.mosaic)"
+            f"a colour was not measured (BGGR); {remedy}"
         )
 
 
@@ -253,20 +264,6 @@ def load_several(folders: Sequence[Path], trust: Sequence[str] = ()) -> dict[str
     return {name: ready[folder] for name, folder in zip(names, found.values(), strict=True)}
 
 
-def labels(names: Sequence[str], runs: Sequence[Path]) -> list[str]:
-    """What models are called, in tables and as folders: their names, and the signature of the run where these repeat.
-
-    The names may be a stranger's: they become words that no terminal and no file system acts on.
-    """
-    found: list[str] = []
-    for name, run in zip(names, runs, strict=True):
-        place = run.resolve().name
-        signature = f"-{place[STAMP:].lstrip('-') or place}" if names.count(name) > 1 else ""
-        word = re.sub(r"[^\w.+-]+", "_", f"{name[:40]}{signature}").lstrip(".") or "model"
-        found.append(word if word not in found else f"{word}-{len(found) + 1}")
-    return found
-
-
 def described(folder: Path, model: nn.Module) -> Predictor:
     """A model with what a run's folder says of it."""
     found = saved.read_description(folder)
@@ -279,6 +276,7 @@ def described(folder: Path, model: nn.Module) -> Predictor:
         input_shape=tuple(found["input_shape"]),
         target_shape=tuple(found["target_shape"]),
         mosaic=_dataset(folder) == MOSAICS,
+        folder=folder,
     )
 
 

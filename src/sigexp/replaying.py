@@ -14,7 +14,7 @@ from typing import Any
 from sigexp.names import Names
 from sigexp.usage import TRUST, Parser, WrongCommand
 
-PLACE = ("position", "progress")  # of a segment in its search
+PLACE = ("position", "progress", "largest_batch")  # of a segment in its search
 REPLAY = "sigexp.search.replay.Replay"
 MOST_BYTES = 100_000  # of config.yaml; YAML takes far more time than it takes bytes
 SETTINGS = (
@@ -25,10 +25,9 @@ A replay is a run like any other, with `search: replay`; search.max_samples beco
 the schedule alone gives what the search found: with the same seed, or with seed=1 from other weights.
 
 Exact up to rounding: the initial weights, which seed and member determine; the examples and their order; learning
-rates, momentum, weight decay and batch sizes, which are recorded; the optimizer's state, which a child inherits.
-Not exact: a cosine schedule moves in steps that depend on the largest batch of the population; what draws random
-numbers while it trains (dropout) draws others; the weights themselves are not in the record, so that nothing can be
-replayed from its middle.
+rates and their schedule, momentum, weight decay and batch sizes, which are recorded; the optimizer's state, which a
+child inherits. Not exact: what draws random numbers while it trains (dropout) draws others. The weights themselves
+are not in the record, so that nothing can be replayed from its middle.
 
   sigexp replay outputs/bayer/deep/RUN
   sigexp replay outputs/bayer/deep/RUN seed=1"""
@@ -54,8 +53,11 @@ def replay(words: list[str]) -> int:
     from sigexp import cli
     from sigexp.report.terminal import show_replay, show_result
     from sigexp.track import record
+    from sigexp.track.find import wrong_folder
 
     folder: Path = given.run
+    if not (folder / "result.json").is_file():
+        raise WrongCommand(wrong_folder(folder))
     found = record.read(folder)
     cli.prepare(given.trust)
     config, names = restored(folder, given.settings, given.trust)
@@ -123,8 +125,8 @@ def segments(folder: Path, best: object, max_samples: int) -> tuple[list[dict[st
     if not line or line[0].parent is not None or line[0].round != 1:
         raise ValueError(f"{folder}: rounds.jsonl is damaged: it does not lead from the best member to the first round")
     begin, position = {1: 0}, {1: 0}  # of every round: member-samples of the search before it, its first example
-    for number in range(1, line[-1].round + 1):
-        round_ = [member for member in members if member.round == number]
+    rounds = {n: [member for member in members if member.round == n] for n in range(1, line[-1].round + 1)}
+    for number, round_ in rounds.items():
         end = int(round_[0].total_samples) if round_ else 0
         begin[number + 1] = end
         position[number + 1] = position[number] + (end - begin[number]) // max(1, len(round_))
@@ -134,8 +136,9 @@ def segments(folder: Path, best: object, max_samples: int) -> tuple[list[dict[st
         if samples < 1 or samples != position[member.round + 1] - position[member.round]:
             raise ValueError(f"{folder}: rounds.jsonl is damaged: the samples of round {member.round} do not add up")
         progress = [begin[member.round] / max_samples, begin[member.round + 1] / max_samples]
-        hparams = checked(member.hparams, samples, folder)
-        found.append({"samples": samples, "position": position[member.round], "progress": progress, "hparams": hparams})
+        batches = [checked(other.hparams, samples, folder)["batch_size"] for other in rounds[member.round]]
+        place = dict(zip(PLACE, (position[member.round], progress, max(batches)), strict=True))
+        found.append({"samples": samples, **place, "hparams": checked(member.hparams, samples, folder)})
     return found, line[0].id
 
 
@@ -149,16 +152,20 @@ def checked(hparams: Mapping[str, float], samples: int, folder: Path) -> dict[st
 
 def as_before(schedule: list[dict[str, Any]], search: Mapping[str, Any], folder: Path) -> int:
     """Give the segments of a replay's record the places that it took from its own run; returns its first member."""
+    from sigexp.track.record import mapping
+
     known = search.get("segments")
     first = search.get("first_member")
     if not isinstance(known, list) or len(known) < len(schedule) or type(first) is not int or first < 0:
         raise ValueError(f"{folder}: config.yaml is damaged: its search has not the segments of the record")
     for segment, before in zip(schedule, known, strict=False):
-        position, progress = (before.get(key) if isinstance(before, Mapping) else None for key in PLACE)
+        place = mapping(before)
+        position, progress = place.get("position"), place.get("progress")
+        largest = place.get("largest_batch", segment["largest_batch"])
         shares = isinstance(progress, list) and len(progress) == 2 and all(type(x) in (int, float) for x in progress)
-        if not (shares and type(position) is int and position >= 0):
+        if not (shares and type(position) is int and position >= 0 and type(largest) is int and largest >= 1):
             raise ValueError(f"{folder}: config.yaml is damaged: segment {str(before)[:80]!r}")
-        segment.update(position=position, progress=progress)
+        segment.update(position=position, progress=progress, largest_batch=largest)
     return first
 
 

@@ -51,13 +51,14 @@ def rerun(words: list[str]) -> int:
 
 def read(folder: Path) -> dict[str, Any]:
     """What composed.yaml holds, its form checked. Raises ValueError."""
-    from sigexp.track.record import load_yaml, mapping
+    from sigexp.track.find import wrong_folder
+    from sigexp.track.record import is_run, load_yaml, mapping
 
     path = folder / "composed.yaml"
-    if not folder.is_dir():
-        raise WrongCommand(f"{folder}: no such folder; give the folder of a run")
+    if not is_run(folder):
+        raise WrongCommand(wrong_folder(folder))
     if not path.is_file():
-        raise WrongCommand(f"{path}: no such file; give the folder of a run")
+        raise WrongCommand(f"{path}: no such file; a run's folder has it")
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"{path}: damaged, {path.stat().st_size} bytes")
     found = mapping(load_yaml(folder, path.name))

@@ -1,7 +1,10 @@
 """The verbs that show: what can be chosen, a preview of a dataset, TensorBoard."""
 
 import json
+import shutil
 import socket
+import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,8 @@ from typing import Any
 from sigexp import catalog
 from sigexp.names import Names
 from sigexp.usage import Parser, WrongCommand
+
+LEAST_COLUMNS = 20  # for words beside a list's names; in less it is not folded
 
 
 def list_choices(words: list[str]) -> int:
@@ -28,8 +33,17 @@ def list_choices(words: list[str]) -> int:
         for choice in items:
             own = " (your ./conf)" if choice.own else ""
             models = f"  [{', '.join(choice.models)}]" if choice.models else ""
-            print(f"  {choice.name:<{width}}  {choice.description}{models}{own}")
+            print(folded(f"  {choice.name:<{width}}  {choice.description}{models}{own}", width + 4))
     return 0
+
+
+def folded(line: str, indent: int) -> str:
+    """A line in as many as the terminal's width asks for, the further ones indented; one where it is piped."""
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    if len(line) <= columns or columns < indent + LEAST_COLUMNS:
+        return line
+    filled = textwrap.TextWrapper(columns, subsequent_indent=" " * indent, break_on_hyphens=False)
+    return filled.fill(line)
 
 
 def preview(words: list[str]) -> int:

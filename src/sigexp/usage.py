@@ -58,6 +58,16 @@ Exit codes: 0 done, 1 internal error, a claim that fails or something that docto
 3 every member diverged, 4 disk or permission, 130 interrupted, 143 terminated
 """
 
+FIRST = """\
+sigexp: learning in signal and image processing, configured by YAML
+
+  sigexp list                            what can be chosen
+  sigexp experiment=bayer model=deep     one run
+  sigexp board                           TensorBoard on the runs
+
+sigexp --help says more
+"""
+
 TRUST = "let the folder's config name targets (_target_) below PREFIX, which it may else not; they are imported"
 
 

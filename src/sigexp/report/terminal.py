@@ -28,6 +28,7 @@ REFRESH_S = 0.25  # of the live table, at least
 DONE = "training done"
 LINE_S = 1.0  # between two lines where output is piped
 TOP, BOTTOM = 5, 2  # members of a round that the table shows
+EXACT = 1e-5  # a replay's relative deviation that is rounding
 PIPED_WIDTH = 1000  # characters: no line is cut or wrapped where no terminal is
 
 
@@ -271,8 +272,13 @@ def show_replay(recorded: Mapping, replayed: Mapping) -> None:
         for found in (recorded, replayed)
     ]
     (valid, test), (valid_alone, test_alone) = values
+    before, after = (found["best"]["valid"].get("loss") for found in (recorded, replayed))
+    off = after / before - 1 if before and after else 0.0
+    side = "above" if off > 0 else "below"
+    deviation = f"validation loss {100 * abs(off):.2g} % {side} the search's"
+    deviation = "the same up to rounding" if abs(off) < EXACT else deviation
     Console(highlight=False).print(
         f"replayed {samples(replayed['samples'])} of the search's {samples(recorded['samples'])} member-samples: "
-        f"valid {metric} {valid_alone} ({valid} in the search), test {test_alone} ({test})",
+        f"valid {metric} {valid_alone} ({valid} in the search), test {test_alone} ({test}); {deviation}",
         soft_wrap=True,
     )

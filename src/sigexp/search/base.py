@@ -40,10 +40,12 @@ class Round:
 
 @dataclass(frozen=True)
 class Recorded:
-    """Where a round stood in its own run: its first example, and its first and last share (0..1) of the budget."""
+    """Where a round stood in its own run: its first example, its first and last share (0..1) of the budget, and the
+    largest batch of its population, which the steps of a learning rate's schedule depend on (None: of this one)."""
 
     position: int
     progress: tuple[float, float]
+    largest_batch: int | None = None
 
 
 @dataclass(frozen=True)

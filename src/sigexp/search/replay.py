@@ -15,8 +15,9 @@ from sigexp.search.base import Candidate, Recorded, Round, Search, Start
 
 @dataclass(frozen=True, kw_only=True)
 class Replay(Search):
-    """segments: for every round {samples, position, progress: [first, last], hparams: {lr, momentum, weight_decay,
-    batch_size}}. first_member: the initial member whose random weights the line began with."""
+    """segments: for every round {samples, position, progress: [first, last], largest_batch, hparams: {lr, momentum,
+    weight_decay, batch_size}}, as `Recorded`. first_member: the initial member whose random weights the line began
+    with."""
 
     segments: list[dict[str, Any]]
     first_member: int = 0
@@ -34,5 +35,5 @@ class Replay(Search):
     def segment(self, number: int, parent: int | None) -> Round:
         found = self.segments[number]
         first, last = found["progress"]
-        recorded = Recorded(found["position"], (first, last))
+        recorded = Recorded(found["position"], (first, last), found.get("largest_batch"))
         return Round([parent], [found["hparams"]], found["samples"], recorded=recorded)

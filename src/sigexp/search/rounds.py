@@ -176,10 +176,12 @@ class SearchLoop:
     def _train(self, round_: Round) -> list[list[Tensor]]:
         """Advance all members over the round's examples, the next ones; every member's minibatch losses."""
         samples, count = round_.samples, len(self.population)
+        largest = int(self.population.hparams["batch_size"].max())
         if round_.recorded is not None:
             self.position = round_.recorded.position
+            largest = round_.recorded.largest_batch or largest
         losses: list[list[Tensor]] = [[] for _ in range(count)]
-        chunk = MINIBATCHES * int(self.population.hparams["batch_size"].max())
+        chunk = MINIBATCHES * largest
         done = 0
         while done < samples:
             here = min(chunk, samples - done)

@@ -5,9 +5,10 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from sigexp.track.record import Record, Unreadable, is_run, load_yaml, mapping, overrides, read
+from sigexp.track.record import Record, Unreadable, is_run, load_yaml, mapping, overrides, printable, read
 
 SWEEP = "multirun.yaml"  # what Hydra leaves in a sweep's folder; its runs lie with all others
+UNFINISHED = "no result.json; run.log says how far it came"
 STAMP = len("2026-01-01_00-00-00")
 
 
@@ -15,15 +16,32 @@ class NothingFound(ValueError):
     """None of the words led to a finished run."""
 
 
+def wrong_folder(folder: Path, *, several: bool = False) -> str:
+    """What is wrong with a folder that is named where a run's is expected (or several), and what to give."""
+    if not folder.is_dir():
+        return f"{folder}: no such folder; give the folder of a run"
+    if is_run(folder):
+        return f"{folder}: not finished ({UNFINISHED}); give the folder of a finished run"
+    runs = below(folder)
+    if not runs:
+        return f"{folder}: not the folder of a run (no result.json), and none is in it"
+    deep = {len(run.relative_to(folder).parts) for run in runs}
+    latest = max(runs, key=lambda run: run.name)
+    given = folder.joinpath(*["*"] * deep.pop()) if several and len(deep) == 1 < len(runs) else latest
+    count = f"{len(runs)} runs" if len(runs) > 1 else "a run"
+    return printable(f"{folder}: a folder with {count} in it, not a run; give {given}")
+
+
 def find(words: Sequence[str], tell: Callable[[str], None]) -> list[Record]:
     """The finished runs of the words, each once, in their order. `tell` gets a line for everything that is none;
     raises `NothingFound` where nothing is left."""
     found: dict[Path, Record] = {}
+    problems: list[str] = []
     for word in words:
         try:
             folders = list(folders_of(word))
         except Unreadable as error:
-            tell(str(error))
+            problems.append(str(error))
             continue
         for folder in folders:
             if folder.resolve() in found:
@@ -31,7 +49,11 @@ def find(words: Sequence[str], tell: Callable[[str], None]) -> list[Record]:
             try:
                 found[folder.resolve()] = read(folder)
             except Unreadable as error:
-                tell(str(error))
+                problems.append(str(error))
+    if not found and len(problems) == 1:
+        raise NothingFound(printable(problems[0]))
+    for problem in problems:
+        tell(problem)
     if not found:
         raise NothingFound(f"no finished run in {', '.join(words)}; give the folder of a run, or of several")
     return list(found.values())
@@ -51,7 +73,7 @@ def folders_of(word: str) -> Iterator[Path]:
         for place in places:
             yield from inside(place)
     else:
-        raise Unreadable(f"{word}: no such folder")
+        raise Unreadable(wrong_folder(path))
 
 
 def inside(folder: Path) -> list[Path]:
@@ -61,7 +83,7 @@ def inside(folder: Path) -> list[Path]:
         return swept(folder)
     found = below(folder)
     if not found:
-        raise Unreadable(f"{folder}: neither a run nor a folder with runs in it")
+        raise Unreadable(wrong_folder(folder))
     return found
 
 
