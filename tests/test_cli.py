@@ -148,7 +148,7 @@ def test_a_run_leaves_its_folder(workdir, capsys):
     assert f"{result['best']['test']['mse']:.3e}" in report
     assert report.count("data:image/png") >= 8, "kernels, response, examples, slider, cases"
     assert main(["compare", str(workdir / "outputs")]) == 0
-    assert f"{result['best']['test']['mse']:.3e} *" in capsys.readouterr().out
+    assert f"linear\t1\t{result['best']['test']['mse']:.3e}" in capsys.readouterr().out
 
 
 def rounds(folder):
