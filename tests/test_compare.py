@@ -164,7 +164,7 @@ def test_a_sweeps_folder_stands_for_its_runs(outputs):
     found = find([str(sweep)], ignored)
     assert [(r.model, r.result["seeds"]["seed"]) for r in found] == [("deep", 2), ("linear", 2)]
     (sweep / "multirun.yaml").write_text("hydra: {overrides: {task: ['a=b,']}}")
-    with pytest.raises(ValueError, match="multirun.yaml cannot be read"):
+    with pytest.raises(ValueError, match=r"multirun\.yaml cannot be read"):
         find([str(sweep)], ignored)
 
 
