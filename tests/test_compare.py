@@ -15,6 +15,7 @@ from scipy import stats
 
 from sigexp.cli import main
 from sigexp.report import compare, compare_tables
+from sigexp.track import record
 from sigexp.track.find import find
 from sigexp.track.record import Unreadable, read
 
@@ -329,3 +330,9 @@ def test_a_missing_config_is_no_error(tmp_path):
     assert row(compared(folder), "linear").count == 1
     with pytest.raises(Unreadable, match="no such folder"):
         read(tmp_path / "other")
+
+
+def test_yaml_that_is_longer_than_ours_is_not_read(tmp_path):
+    (tmp_path / "config.yaml").write_text("a: 1\n" + "# \n" * 40_000)
+    with pytest.raises(record.Unreadable, match=r"config\.yaml cannot be read \(120,005 bytes, more than 100,000\)"):
+        record.load_yaml(tmp_path, "config.yaml")

@@ -20,7 +20,6 @@ from sigexp.trust import offered_targets, targets
 from sigexp.usage import Parser, WrongCommand
 
 MOST_JSON_BYTES = 50_000_000
-MOST_YAML_BYTES = 100_000  # YAML takes far more time than it takes bytes
 MOST_WEIGHTS_BYTES = 2**40
 MOST_HEADER_BYTES = 100_000_000  # of the safetensors format
 MOST_ROWS = 200  # of weights, or other files, that are shown
@@ -154,7 +153,7 @@ def read_json(path: Path) -> Any:
 def read_yaml(path: Path) -> Any:
     """A YAML file of bounded size. Raises `Damaged`, OSError."""
     try:
-        return record.load_yaml(plain(path, MOST_YAML_BYTES).parent, path.name)
+        return record.load_yaml(plain(path, record.MOST_YAML_BYTES).parent, path.name)
     except Unreadable as error:
         raise Damaged(str(error)) from error
 
@@ -210,7 +209,7 @@ def check_result(path: Path) -> str:
     try:
         for name in ("config.yaml", "composed.yaml"):
             if there(path.parent / name):
-                plain(path.parent / name, MOST_YAML_BYTES)
+                plain(path.parent / name, record.MOST_YAML_BYTES)
         record.read(path.parent)
     except Damaged:
         return ""  # of those, which have lines of their own

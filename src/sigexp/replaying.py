@@ -16,7 +16,6 @@ from sigexp.usage import TRUST, Parser, WrongCommand
 
 PLACE = ("position", "progress", "largest_batch")  # of a segment in its search
 REPLAY = "sigexp.search.replay.Replay"
-MOST_BYTES = 100_000  # of config.yaml; YAML takes far more time than it takes bytes
 SETTINGS = (
     r"seed|device|outputs|dataset\.\w+|trainer\.(threads|processes|execution|memory_limit|compile|tune_allocator)"
 )
@@ -84,8 +83,6 @@ def restored(folder: Path, settings: Sequence[str], trust: Sequence[str]) -> tup
     path = folder / "config.yaml"
     if not path.is_file():
         raise ValueError(f"{path}: no such file; a run's folder has it")
-    if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"{path}: damaged, {path.stat().st_size} bytes")
     found = mapping(load_yaml(folder, path.name))
     refuse_magic(found, path)
     names = names_in(found.pop("names", None), path)

@@ -14,7 +14,6 @@ from typing import Any
 from sigexp import __version__, catalog
 from sigexp.usage import TRUST, Parser, WrongCommand
 
-MOST_BYTES = 100_000  # of composed.yaml; YAML takes far more time than it takes bytes
 EPILOG = """\
 Composed from composed.yaml and the conf of today. Where a conf file has changed since, rerun refuses, and shows the
 command that runs the same overrides with the conf as it is. Of the folder's overrides are refused: what would be
@@ -59,8 +58,6 @@ def read(folder: Path) -> dict[str, Any]:
         raise WrongCommand(wrong_folder(folder))
     if not path.is_file():
         raise WrongCommand(f"{path}: no such file; a run's folder has it")
-    if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"{path}: damaged, {path.stat().st_size} bytes")
     found = mapping(load_yaml(folder, path.name))
     overrides = found.get("overrides")
     if not isinstance(overrides, list) or not all(isinstance(word, str) for word in overrides):

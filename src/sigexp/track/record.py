@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+MOST_YAML_BYTES = 100_000  # YAML takes far more time than it takes bytes
 MARKS = ("result.json", "rounds.jsonl", "composed.yaml")  # one of these makes a folder a run's
 
 
@@ -184,11 +185,13 @@ def _json(folder: Path, name: str) -> Any:
 
 
 def load_yaml(folder: Path, name: str) -> Any:
-    """A YAML file of plain values; None where it is missing."""
+    """A YAML file of plain values, not longer than ours are; None where it is missing. Raises `Unreadable`."""
     path = folder / name
     if not path.is_file():
         return None
     try:
+        if (size := path.stat().st_size) > MOST_YAML_BYTES:
+            raise ValueError(f"{size:,} bytes, more than {MOST_YAML_BYTES:,}")
         return yaml.load(path.read_text(encoding="utf-8"), Loader=PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         raise Unreadable(f"{folder}: {name} cannot be read ({_reason(error)})") from error
