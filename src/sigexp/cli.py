@@ -118,7 +118,6 @@ def hydra_run(words: list[str]) -> int:
     parser.error = wrong_words  # type: ignore[method-assign]
     sys.argv = ["sigexp", *overrides_first(words, parser)]
     failures: list[Exception] = []
-    sweeps: set[str] = set()
 
     def task(cfg: DictConfig) -> float | None:
         from hydra.core.hydra_config import HydraConfig
@@ -126,13 +125,14 @@ def hydra_run(words: list[str]) -> int:
 
         info = HydraConfig.get()
         if info.mode == RunMode.MULTIRUN:
-            sweeps.add(str(info.sweep.dir))
+            from sigexp.sweep_job import run_job
+
+            run_job(cfg)
+            return None
         try:
             names = names_of(dict(info.runtime.choices))
             return one_run(config.plain(cfg), names, list(info.overrides.task))
         except Exception as error:
-            if info.mode != RunMode.RUN:
-                raise
             failures.append(error)  # Hydra would print lines of its own
             return None
 
@@ -140,8 +140,6 @@ def hydra_run(words: list[str]) -> int:
         hydra.main(version_base="1.3", config_path=str(catalog.conf_dir()), config_name="config")(task)()
     if failures:
         raise failures[0]
-    for sweep in sweeps:
-        print(f"all of them side by side: sigexp compare {shlex.quote(sweep)}", file=sys.stderr)
     return 0
 
 
@@ -184,6 +182,15 @@ def start(config: dict[str, Any], names: Any, overrides: list[str], command: str
 
     command: what the record says it was started by; by default the overrides.
     """
+    tuned = set_up(config)
+    from sigexp import experiment
+
+    said = command or shlex.join(["sigexp", *overrides])
+    return experiment.run(config, names, overrides, said, allocator_tuned=tuned)
+
+
+def set_up(config: dict[str, Any]) -> bool:
+    """Check a config and set up the process for its run; whether the allocator could be tuned."""
     from sigexp import config as config_module
     from sigexp import machine
 
@@ -191,10 +198,7 @@ def start(config: dict[str, Any], names: Any, overrides: list[str], command: str
     trainer = config["trainer"]
     tuned = trainer["tune_allocator"] and machine.tune_allocator()
     machine.configure_torch(trainer["threads"], trainer["deterministic"])
-    from sigexp import experiment
-
-    said = command or shlex.join(["sigexp", *overrides])
-    return experiment.run(config, names, overrides, said, allocator_tuned=tuned)
+    return bool(tuned)
 
 
 def explain(error: BaseException) -> tuple[int, str]:

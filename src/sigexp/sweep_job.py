@@ -1,0 +1,110 @@
+"""One job of a sweep, in whatever process its launcher started: run, or gone on with, or found finished."""
+
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from sigexp import cli, machine
+from sigexp import config as configuration
+from sigexp.names import Names
+from sigexp.report.series import quiet
+from sigexp.track import find
+from sigexp.track import folder as folders
+from sigexp.track.sweep import Job, Ledger, claim
+
+OURS = ("sweep.", "hydra.", "hydra/")  # overrides that are no part of a job
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a job's process knows of it: its config, and how the sweep is run."""
+
+    config: Mapping[str, Any]
+    names: Names
+    overrides: list[str]
+    home: Path  # outputs/EXPERIMENT/MODEL
+    anew: bool  # run it even where a run of its signature is there
+    stop: bool  # do not begin when another job has failed
+
+
+def own_overrides(words: Sequence[str]) -> list[str]:
+    """A job's overrides without those of the sweep and of Hydra."""
+    return [str(word) for word in words if not str(word).startswith(OURS)]
+
+
+def home_of(config: Mapping[str, Any], names: Names) -> Path:
+    """The folder of all runs of a model on an experiment."""
+    return Path(config["outputs"]) / names.experiment / names.model
+
+
+def run_job(cfg: DictConfig) -> None:
+    """Hydra's task function of a sweep. What the job comes to is noted in the sweep's folder, failures too."""
+    cli.prepare()
+    info = HydraConfig.get()
+    config, names = configuration.plain(cfg), cli.names_of(dict(info.runtime.choices))
+    overrides, ledger = own_overrides(info.overrides.task), Ledger(Path(info.sweep.dir))
+    if not ledger.path.is_file():  # a sweeper of another's, which looks at the jobs itself
+        cli.one_run(config, names, overrides)
+        return
+    rules = cfg.sweep
+    task = Task(config, names, overrides, home_of(config, names), rules.rerun == "all", rules.on_error == "stop")
+    with quiet(live=str(info.launcher.get("_target_", "")).endswith("BasicLauncher")):
+        do(task, ledger)
+    machine.release_memory()  # the sweep's next job may follow in this process
+
+
+def do(task: Task, ledger: Ledger) -> None:
+    """Carry a job out, unless it has ended meanwhile: a launcher may have started it twice."""
+    with claim(task.home, ledger.find(task.overrides).signature):
+        job = ledger.find(task.overrides)
+        if job.ended or (task.stop and ledger.failed()):
+            return
+        began = time.perf_counter()
+        job = ledger.note(job, status="running")
+        try:
+            folder, reused = carry_out(task, job.signature)
+        except Exception as error:
+            fail(task, ledger, job, error, time.perf_counter() - began)
+        except BaseException:  # interrupted, or taken from the machine by its queue
+            begun = find.unfinished(task.home, job.signature)
+            ledger.note(job, status="interrupted", folder=ledger.relative(begun) if begun else "")
+            raise
+        else:
+            seconds = time.perf_counter() - began
+            ledger.note(job, status="finished", folder=ledger.relative(folder), reused=reused, seconds=seconds)
+
+
+def carry_out(task: Task, signature: str) -> tuple[Path, bool]:
+    """Run a job, go on with it, or find it finished: its folder, and whether it was there."""
+    if not task.anew:
+        if done := find.finished(task.home, signature):
+            return done, True
+        if (begun := find.unfinished(task.home, signature)) and (folder := go_on(begun, task.config)):
+            return folder, False
+    return cli.start(dict(task.config), task.names, task.overrides).folder, False
+
+
+def go_on(folder: Path, config: Mapping[str, Any]) -> Path | None:
+    """Resume an interrupted run; None where this version cannot."""
+    try:
+        from sigexp.resuming import resume_run
+    except ImportError:
+        return None
+    cli.set_up(dict(config))
+    return Path(resume_run(folder).folder)
+
+
+def fail(task: Task, ledger: Ledger, job: Job, error: Exception, seconds: float) -> None:
+    """Note a failure; run.log has the traceback, or job-NUMBER.log of the sweep's folder where no run had begun."""
+    code, message = cli.explain(error)
+    begun = find.unfinished(task.home, job.signature)
+    if begun is None:
+        folders.write(ledger.sweep / f"job-{job.number}.log", "".join(traceback.format_exception(error)))
+    where = ledger.relative(begun) if begun else ""
+    ledger.note(job, status="failed", folder=where, seconds=seconds, error="; ".join(message.splitlines()), code=code)
