@@ -1,5 +1,8 @@
 """One job of a sweep, in whatever process its launcher started: run, or gone on with, or found finished."""
 
+import functools
+import os
+import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -54,9 +57,25 @@ def run_job(cfg: DictConfig) -> None:
         return
     rules = cfg.sweep
     task = Task(config, names, overrides, home_of(config, names), rules.rerun == "all", rules.on_error == "stop")
-    with quiet(live=str(info.launcher.get("_target_", "")).endswith("BasicLauncher")):
+    here = str(info.launcher.get("_target_", "")).endswith("BasicLauncher")
+    if not here:
+        end_with_parent()
+    with quiet(live=here):
         do(task, ledger)
     machine.release_memory()  # the sweep's next job may follow in this process
+
+
+@functools.cache
+def end_with_parent() -> None:
+    """End this process soon after the one that started it has been killed; joblib's would else wait for ever."""
+    parent = os.getppid()
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=look, daemon=True).start()
 
 
 def do(task: Task, ledger: Ledger) -> None:
@@ -107,4 +126,5 @@ def fail(task: Task, ledger: Ledger, job: Job, error: Exception, seconds: float)
     if begun is None:
         folders.write(ledger.sweep / f"job-{job.number}.log", "".join(traceback.format_exception(error)))
     where = ledger.relative(begun) if begun else ""
-    ledger.note(job, status="failed", folder=where, seconds=seconds, error="; ".join(message.splitlines()), code=code)
+    said = message.splitlines()[:1] if code == 1 else message.splitlines()  # the second is how to see a traceback
+    ledger.note(job, status="failed", folder=where, seconds=seconds, error="; ".join(said), code=code)

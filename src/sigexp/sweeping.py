@@ -134,7 +134,7 @@ class Checks:
 
     def __init__(self) -> None:
         self.sources: dict[str, Mapping[str, str]] = {}
-        self.tried: set[str] = set()
+        self.tried: dict[str, ValueError | None] = {}  # what is wrong with a pair of dataset and model
         self.latest: tuple[str, Problem] | None = None  # one alone: problems may hold their data
 
     def source(self, config: Mapping[str, Any], names: Names) -> Mapping[str, str]:
@@ -147,9 +147,14 @@ class Checks:
         setting = {name: value for name, value in config["dataset"].items() if name != "seed"}
         pair = key([setting, *(config[name] for name in ("model", "search", "trainer"))])
         if pair not in self.tried:
-            settings = configuration.build(config["search"], what="search")
-            training.first_member(config, names, self.problem(config, dataset), settings)
-            self.tried.add(pair)
+            self.tried[pair] = None
+            try:
+                settings = configuration.build(config["search"], what="search")
+                training.first_member(config, names, self.problem(config, dataset), settings)
+            except ValueError as error:
+                self.tried[pair] = error
+        if (wrong := self.tried[pair]) is not None:
+            raise wrong
         return self.sources[dataset]
 
     def problem(self, config: Mapping[str, Any], dataset: str) -> Problem:
@@ -261,7 +266,8 @@ def bury(ledger: Ledger, batch: Sequence[Planned], error: Exception) -> set[int]
         return {job.number for job in dead}
     reason = f"its process ended without a word ({type(error).__name__}); killed, or out of memory"
     for job in dead or [job for job in jobs if not job.ended][:1]:
-        ledger.note(job, status="failed", error=reason, code=1)
+        begun = find.unfinished(of_batch[job.number].home, job.signature)
+        ledger.note(job, status="failed", folder=ledger.relative(begun) if begun else "", error=reason, code=1)
     return set()
 
 
