@@ -13,7 +13,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from sigexp import cli, machine
+from sigexp import cli, machine, resuming
 from sigexp import config as configuration
 from sigexp.names import Names
 from sigexp.report.series import quiet
@@ -101,22 +101,12 @@ def do(task: Task, ledger: Ledger) -> None:
 
 def carry_out(task: Task, signature: str) -> tuple[Path, bool]:
     """Run a job, go on with it, or find it finished: its folder, and whether it was there."""
-    if not task.anew:
-        if done := find.finished(task.home, signature):
-            return done, True
-        if (begun := find.unfinished(task.home, signature)) and (folder := go_on(begun, task.config)):
-            return folder, False
-    return cli.start(dict(task.config), task.names, task.overrides).folder, False
-
-
-def go_on(folder: Path, config: Mapping[str, Any]) -> Path | None:
-    """Resume an interrupted run; None where this version cannot."""
-    try:
-        from sigexp.resuming import resume_run
-    except ImportError:
-        return None
-    cli.set_up(dict(config))
-    return Path(resume_run(folder).folder)
+    if not task.anew and (done := find.finished(task.home, signature)):
+        return done, True
+    begun = None if task.anew else find.unfinished(task.home, signature)
+    if begun:
+        resuming.check(begun)
+    return cli.start(dict(task.config), task.names, task.overrides, again=begun).folder, False
 
 
 def fail(task: Task, ledger: Ledger, job: Job, error: Exception, seconds: float) -> None:
