@@ -2,10 +2,12 @@
 
 import functools
 import os
+import signal
 import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,15 +61,19 @@ def run_job(cfg: DictConfig) -> None:
     task = Task(config, names, overrides, home_of(config, names), rules.rerun == "all", rules.on_error == "stop")
     here = str(info.launcher.get("_target_", "")).endswith("BasicLauncher")
     if not here:
-        end_with_parent()
+        behave()
     with quiet(live=here):
         do(task, ledger)
     machine.release_memory()  # the sweep's next job may follow in this process
 
 
 @functools.cache
-def end_with_parent() -> None:
-    """End this process soon after the one that started it has been killed; joblib's would else wait for ever."""
+def behave() -> None:
+    """Leave signals to the sweep's process, and end soon after it was killed; joblib's would else wait for ever."""
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if callable(signal.getsignal(signal.SIGTERM)):  # submitit's, which waits for another signal to queue again
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = os.getppid()
 
     def look() -> None:

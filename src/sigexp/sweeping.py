@@ -73,7 +73,7 @@ def sweep(sweeper: Any, jobs: Sequence[list[str]]) -> None:
             launch(sweeper, ledger, planned, watch, stop=settings.on_error == "stop")
     except KeyboardInterrupt as stop:
         watch.interrupted()
-        stop.args = (str(ledger.sweep),)
+        stop.args = ()  # the folder of one run, which alone is not what goes on
         raise
     ledger.close()
     failed = sweep_report.finish(ledger, watch.names)
