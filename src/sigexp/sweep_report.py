@@ -104,9 +104,10 @@ def outcome(ledger: Ledger, job: Job) -> str:
 
 
 def result_in_words(folder: Path | None) -> str:
-    """The headline of a run's result, '' where it cannot be read."""
+    """The headline of a run's result, or that there is none."""
+    if folder is None:
+        return "no result"
     try:
-        assert folder is not None
         return headline(json.loads((folder / "result.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, StopIteration):
         return "no result"

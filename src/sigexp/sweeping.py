@@ -107,7 +107,7 @@ def plan(sweeper: Any, jobs: Sequence[list[str]]) -> list[Planned]:
             wrong.setdefault(message.replace("\n", "; "), []).append(name)
             continue
         job, home = Job(len(found), own_overrides(cfg.hydra.overrides.task), sign), home_of(config, run)
-        found.setdefault((home, sign), Planned(list(overrides), job, name, home))
+        found.setdefault((home, sign), Planned(list(overrides), job, name or f"{run.experiment} {run.model}", home))
     if wrong:
         raise SweepFailed(code, refusal(wrong, len(jobs)))
     return list(found.values())
@@ -123,10 +123,9 @@ def refusal(wrong: Mapping[str, Sequence[str]], count: int) -> str:
 
 
 def told_apart(jobs: Sequence[Sequence[str]]) -> list[str]:
-    """What tells every job from the others: the overrides that not all of them have."""
-    shared = set(jobs[0]).intersection(*jobs) if len(jobs) > 1 else set[str]()
-    own = [" ".join(word for word in own_overrides(job) if word not in shared) for job in jobs]
-    return [name or f"job {number + 1}" for number, name in enumerate(own)]
+    """What tells every job from the others: the overrides that not all of them have; '' where all have the same."""
+    shared = set(jobs[0]).intersection(*jobs)
+    return [" ".join(word for word in own_overrides(job) if word not in shared) for job in jobs]
 
 
 class Checks:
@@ -236,18 +235,27 @@ def launch(sweeper: Any, ledger: Ledger, planned: Sequence[Planned], watch: Watc
         for batch in batches:
             if stop and ledger.failed():
                 return
-            try:
-                with watch.following(not here):
-                    sweeper.launcher.launch([one.overrides for one in batch], initial_job_idx=batch[0].job.number)
-            except Exception as error:
-                if here:
-                    raise
-                suspects = bury(ledger, batch, error)
+            with watch.following(not here):
+                died = attempt(sweeper.launcher, batch)
+                if here and died:
+                    raise died
+                if died:
+                    suspects = bury(ledger, batch, died)
+            if died:
                 break
             if not (stop and ledger.failed()):
                 not_begun(ledger, batch)
         else:
             suspects = set()
+
+
+def attempt(launcher: Any, batch: Sequence[Planned]) -> Exception | None:
+    """Launch jobs and wait for them; the launcher's own failure, if any."""
+    try:
+        launcher.launch([one.overrides for one in batch], initial_job_idx=batch[0].job.number)
+    except Exception as error:
+        return error
+    return None
 
 
 def to_do(ledger: Ledger, planned: Sequence[Planned], suspects: set[int]) -> list[Planned]:
