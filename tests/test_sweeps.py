@@ -74,31 +74,31 @@ def made_runs(workdir):
 
 
 def test_a_second_start_skips_what_is_finished(workdir, stub, capsys):
-    words = [*WORDS, "model=linear,separable", "seed=range(3)"]
+    words = [*WORDS, "model=linear,separable", "seed=range(2)"]
     assert main(words) == 0
     shown = capsys.readouterr()
-    assert len(stub.started) == 6
+    assert len(stub.started) == 4
     lines = shown.err.splitlines()
-    assert lines[0].endswith(": 6 jobs")
-    assert lines[1].startswith("1 of 6: model=linear seed=0: test mse 1.000e-01")
-    assert [line.split("\t")[1:3] for line in shown.out.splitlines() if "\t3\t" in line] == [
-        ["linear", "3"], ["separable", "3"]
+    assert lines[0].endswith(": 4 jobs")
+    assert lines[1].startswith("1 of 4: model=linear seed=0: test mse 1.000e-01")
+    assert [line.split("\t")[1:3] for line in shown.out.splitlines() if "\t2\t" in line] == [
+        ["linear", "2"], ["separable", "2"]
     ]  # fmt: skip
     folder = last_sweep(workdir)
     assert "separable" in (folder / "compare.html").read_text()
     jobs = [json.loads(line) for line in (folder / sweep.FILE).read_text().splitlines()]
-    assert len(jobs) == 6, "one line a job when it is over"
-    assert jobs[4]["overrides"][-2:] == ["model=separable", "seed=1"]
-    assert (folder / jobs[4]["folder"] / "result.json").is_file()
+    assert len(jobs) == 4, "one line a job when it is over"
+    assert jobs[3]["overrides"][-2:] == ["model=separable", "seed=1"]
+    assert (folder / jobs[3]["folder"] / "result.json").is_file()
 
     assert main(words) == 0
-    assert len(stub.started) == 6
+    assert len(stub.started) == 4
     again = capsys.readouterr()
-    assert "6 jobs, 6 finished before and skipped" in again.err
+    assert "4 jobs, 4 finished before and skipped" in again.err
     assert again.out == shown.out
     assert last_sweep(workdir) != folder
-    assert main(["-m", *words[1:-1], "seed=1,7", "sweep.rerun=all"]) == 0
-    assert stub.started[6:] == [1, 7, 1, 7]
+    assert main([*WORDS, "seed=1,7", "sweep.rerun=all"]) == 0
+    assert stub.started[4:] == [1, 7]
 
 
 def test_the_sweeps_folder_stands_for_exactly_its_runs(workdir, stub, capsys):
@@ -257,6 +257,22 @@ def test_a_job_whose_process_dies_leaves_the_others(tmp_path, monkeypatch, capsy
     assert capsys.readouterr().err.count("its process ended without a word") == 2
 
 
+def test_a_launcher_that_cannot_start_anything_says_so(tmp_path):
+    ledger = Ledger(tmp_path)
+    planned = [sweeping.Planned(["seed=0"], Job(0, ["seed=0"]), "seed=0", tmp_path)]
+    ledger.begin([one.job for one in planned])
+
+    def launch(*_, **__):
+        raise FileNotFoundError("sbatch")
+
+    with pytest.raises(FileNotFoundError, match="sbatch"):
+        sweeping.launch(
+            SimpleNamespace(launcher=SimpleNamespace(launch=launch)), ledger, planned, Watch(ledger, {0: "0"}, 1),
+            stop=False,
+        )  # fmt: skip
+    assert ledger.jobs()[0].status == "waiting"
+
+
 def test_a_launcher_that_does_nothing_ends_the_sweep(tmp_path):
     ledger = Ledger(tmp_path)
     planned = [sweeping.Planned(["seed=0"], Job(0, ["seed=0"]), "seed=0", tmp_path)]
@@ -293,6 +309,8 @@ def noise(*, seed: int = 0, size: int | str = 20, test_size: int = 4, kind: int 
     def draw(rng, split, n):
         if split == "test" and kind == 1:
             os._exit(9)
+        if split == "test" and kind == 2:
+            raise RuntimeError("as asked")
         x = rng.standard_normal((n, 1, 8, 8), dtype=np.float32)
         return x, 2 * x
     return Problem(kind="image", sample=blockwise(draw, seed=seed), loss=mse,
@@ -301,8 +319,11 @@ def noise(*, seed: int = 0, size: int | str = 20, test_size: int = 4, kind: int 
 """
 
 
-@pytest.mark.parametrize(("launcher", "plugin"), [("joblib", "joblib"), ("submitit_local", "submitit")])
-def test_launchers_that_start_processes(launcher, plugin, workdir):
+@pytest.mark.parametrize(
+    ("launcher", "plugin", "kind", "said"),
+    [("joblib", "joblib", 2, "as asked"), ("submitit_local", "submitit", 1, "its process ended without a word")],
+)
+def test_launchers_that_start_processes(launcher, plugin, kind, said, workdir):
     pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher")
     (workdir / "deadly.py").write_text(DEADLY)
     (workdir / "conf" / "experiment").mkdir(parents=True)
@@ -310,10 +331,10 @@ def test_launchers_that_start_processes(launcher, plugin, workdir):
     (workdir / "conf" / "experiment" / "deadly.yaml").write_text(text)
     small = ["search=fixed", "search.max_samples=40", "search.initial_samples=20", "trainer.batch_size=5"]
     at_once = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
-    words = ["-m", "experiment=deadly", f"hydra/launcher={launcher}", "dataset.kind=0,1", *small, *at_once]
+    words = ["-m", "experiment=deadly", f"hydra/launcher={launcher}", f"dataset.kind=0,{kind}", *small, *at_once]
     done = subprocess.run([sys.executable, "-m", "sigexp", *words], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1, done.stderr
-    assert "dataset.kind=1: its process ended without a word" in done.stderr
+    assert any(f"dataset.kind={kind}: " in line and said in line for line in done.stderr.splitlines())
     (folder,) = (workdir / "outputs" / "sweeps").iterdir()
     assert [job.status for job in sweep.read(folder)] == ["finished", "failed"]
     log = (folder / sweep.read(folder)[0].folder / "run.log").read_text()

@@ -180,7 +180,7 @@ def run_one(job: Job) -> Done:
         done.folder = finished(job.output / names.experiment / names.model, sign)
         done.reused = done.folder is not None
         if done.folder is None:
-            with quiet():
+            with quiet(f"{job.planned}, seed {job.seed}"):
                 done.folder = cli.start(config, names, job.overrides).folder
         result = json.loads((done.folder / "result.json").read_text(encoding="utf-8"))
         found = verdicts.document(result)

@@ -23,6 +23,7 @@ from sigexp.track import find
 from sigexp.track import folder as folders
 from sigexp.track.sweep import Job, Ledger, claim
 
+SWEEPER = "SIGEXP_SWEEPER"  # in the environment: the process id of the sweep
 OURS = ("sweep.", "hydra.", "hydra/")  # overrides that are no part of a job
 
 
@@ -43,6 +44,19 @@ def own_overrides(words: Sequence[str]) -> list[str]:
     return [str(word) for word in words if not str(word).startswith(OURS)]
 
 
+def told_apart(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """What tells every job from the others: the overrides that not all of them have; '' where all have the same."""
+    shared = set(jobs[0]).intersection(*jobs)
+    return [" ".join(word for word in own_overrides(job) if word not in shared) for job in jobs]
+
+
+def caption(ledger: Ledger, overrides: list[str]) -> str:
+    """Which job of how many is being done."""
+    jobs = [job.overrides for job in ledger.jobs()]
+    name = told_apart(jobs)[jobs.index(overrides)]
+    return f"job {jobs.index(overrides) + 1} of {len(jobs)}{name and f': {name}'}"
+
+
 def home_of(config: Mapping[str, Any], names: Names) -> Path:
     """The folder of all runs of a model on an experiment."""
     return Path(config["outputs"]) / names.experiment / names.model
@@ -60,9 +74,9 @@ def run_job(cfg: DictConfig) -> None:
     rules = cfg.sweep
     task = Task(config, names, overrides, home_of(config, names), rules.rerun == "all", rules.on_error == "stop")
     here = str(info.launcher.get("_target_", "")).endswith("BasicLauncher")
-    if not here:
+    if os.environ.get(SWEEPER) != str(os.getpid()):
         behave()
-    with quiet(live=here):
+    with quiet(caption(ledger, overrides), live=here):
         do(task, ledger)
     machine.release_memory()  # the sweep's next job may follow in this process
 

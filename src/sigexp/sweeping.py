@@ -26,7 +26,7 @@ from sigexp.fields import did_you_mean
 from sigexp.names import Names
 from sigexp.problem import Problem
 from sigexp.report.wording import counted
-from sigexp.sweep_job import home_of, own_overrides
+from sigexp.sweep_job import SWEEPER, home_of, own_overrides, told_apart
 from sigexp.sweep_report import Watch, say
 from sigexp.track import find
 from sigexp.track import folder as folders
@@ -122,12 +122,6 @@ def refusal(wrong: Mapping[str, Sequence[str]], count: int) -> str:
     return "\n".join([f"{bad} of {count} jobs cannot run; none was begun", *lines])
 
 
-def told_apart(jobs: Sequence[Sequence[str]]) -> list[str]:
-    """What tells every job from the others: the overrides that not all of them have; '' where all have the same."""
-    shared = set(jobs[0]).intersection(*jobs)
-    return [" ".join(word for word in own_overrides(job) if word not in shared) for job in jobs]
-
-
 class Checks:
     """What a run checks before it begins, each dataset built and each model tried on it once."""
 
@@ -206,16 +200,17 @@ def jobs_at_once(launcher: DictConfig, jobs: int) -> int:
 
 @contextmanager
 def share_of_cores(at_once: int) -> Iterator[None]:
-    """Processes that are started within take their share of the cores and no more."""
+    """Processes that are started within take their share of the cores and no more, and know that they are not this."""
     before = os.environ.get(machine.CORES_SHARE)
     if at_once > 1:
         os.environ[machine.CORES_SHARE] = str(max(1, machine.cores() // at_once))
+    os.environ[SWEEPER] = str(os.getpid())
     try:
         yield
     finally:
-        if before is None:
-            os.environ.pop(machine.CORES_SHARE, None)
-        else:
+        del os.environ[SWEEPER]
+        os.environ.pop(machine.CORES_SHARE, None)
+        if before is not None:
             os.environ[machine.CORES_SHARE] = before
 
 
@@ -265,7 +260,10 @@ def to_do(ledger: Ledger, planned: Sequence[Planned], suspects: set[int]) -> lis
 
 
 def bury(ledger: Ledger, batch: Sequence[Planned], error: Exception) -> set[int]:
-    """After the launcher has failed: the job that died, if it is known, has failed. Returns those that may have."""
+    """After the launcher has failed: the job that died, if it is known, has failed. Returns those that may have.
+
+    Raises the launcher's error where no job had begun.
+    """
     time.sleep(1.0)  # processes that are being ended let go of their locks
     of_batch = {one.job.number: one for one in batch}
     jobs = [job for job in ledger.jobs() if job.number in of_batch]
@@ -273,7 +271,9 @@ def bury(ledger: Ledger, batch: Sequence[Planned], error: Exception) -> set[int]
     if len(dead) > 1:
         return {job.number for job in dead}
     reason = f"its process ended without a word ({type(error).__name__}); killed, or out of memory"
-    for job in dead or [job for job in jobs if not job.ended][:1]:
+    if not dead and not any(job.ended for job in jobs):
+        raise error
+    for job in dead:
         begun = find.unfinished(of_batch[job.number].home, job.signature)
         ledger.note(job, status="failed", folder=ledger.relative(begun) if begun else "", error=reason, code=1)
     return set()

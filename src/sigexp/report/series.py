@@ -3,19 +3,28 @@
 import contextlib
 import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sigexp.report.tables import number
+from sigexp.report.terminal import CAPTION
 
 
-def quiet(*, live: bool = True) -> contextlib.AbstractContextManager[Any]:
-    """Keeps a run's own progress to terminals, where it is a line that vanishes; run.log has it always.
+@contextlib.contextmanager
+def quiet(caption: str, *, live: bool = True) -> Iterator[None]:
+    """Keeps a run's own progress to terminals, where it vanishes; run.log has it always.
 
-    live: False where several processes would write into each other's lines.
+    caption: what stands above it there. live: False where several processes would write into each other's lines.
     """
-    shown = live and sys.stderr.isatty()
-    return contextlib.nullcontext() if shown else contextlib.redirect_stderr(io.StringIO())
+    if live and sys.stderr.isatty():
+        token = CAPTION.set(caption)
+        try:
+            yield
+        finally:
+            CAPTION.reset(token)
+    else:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
 
 
 def headline(result: Mapping[str, Any]) -> str:
