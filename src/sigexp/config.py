@@ -195,6 +195,14 @@ def _at_least(name: str, value: float | None, least: float, what: str = "a numbe
         raise ConfigError(f"{name}={value}: expected {what} of at least {least}")
 
 
+def check_sweep(given: Mapping[str, Any]) -> Sweep:
+    """The `sweep` section; raises `ConfigError` for what it cannot be."""
+    sweep = Sweep(**{str(name): value for name, value in given.items()})
+    _one_of("sweep.on_error", sweep.on_error, ("go_on", "stop"))
+    _one_of("sweep.rerun", sweep.rerun, ("missing", "all"))
+    return sweep
+
+
 def check(config: Mapping[str, Any]) -> None:
     """Cross-field checks of a resolved config; raises `ConfigError` for what cannot work."""
     if not isinstance(config["dataset"], Mapping):

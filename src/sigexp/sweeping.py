@@ -21,8 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 import sigexp
 from sigexp import cli, machine, sweep_report, training
 from sigexp import config as configuration
-from sigexp.config import ConfigError, Sweep
-from sigexp.fields import did_you_mean
+from sigexp.config import Sweep
 from sigexp.names import Names
 from sigexp.problem import Problem
 from sigexp.report.wording import counted
@@ -32,7 +31,6 @@ from sigexp.track import find
 from sigexp.track import folder as folders
 from sigexp.track.sweep import Job, Ledger, claimed
 
-CHOICES = {"on_error": ("go_on", "stop"), "rerun": ("missing", "all")}
 STAMP_TRIES = 1000
 
 
@@ -59,7 +57,7 @@ def sweep(sweeper: Any, jobs: Sequence[list[str]]) -> None:
 
     sweeper: Hydra's, set up, with its launcher. Raises `SweepFailed` where a job cannot run or has failed.
     """
-    settings = chosen(sweeper.config)
+    settings = configuration.check_sweep(sweeper.config.sweep)
     planned = plan(sweeper, jobs)
     if len(planned) < len(jobs):
         say(f"{counted(len(jobs) - len(planned), 'job')} left out: the same as another one")
@@ -79,14 +77,6 @@ def sweep(sweeper: Any, jobs: Sequence[list[str]]) -> None:
     failed = sweep_report.finish(ledger, watch.names)
     if failed:
         raise SweepFailed(*failed)
-
-
-def chosen(config: DictConfig) -> Sweep:
-    """The `sweep` section, checked. Raises `ConfigError`."""
-    for name, options in CHOICES.items():
-        if (value := config.sweep[name]) not in options:
-            raise ConfigError(f"sweep.{name}={value}: unknown{did_you_mean(str(value), options)}")
-    return Sweep(on_error=config.sweep.on_error, rerun=config.sweep.rerun)
 
 
 def plan(sweeper: Any, jobs: Sequence[list[str]]) -> list[Planned]:
