@@ -6,10 +6,12 @@ import shlex
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
 from sigexp.report import compare_tables
 from sigexp.report.compare import compare
@@ -57,25 +59,34 @@ class Watch:
 
     @contextmanager
     def following(self, meanwhile: bool) -> Iterator[None]:
-        """Show what ends within, `meanwhile` or afterwards."""
+        """Show what ends within, `meanwhile` or afterwards; meanwhile in a terminal also what is running."""
         if not meanwhile:
             yield
             self.show()
             return
-        over = threading.Event()
+        over, console = threading.Event(), Console(stderr=True, highlight=False)
+        live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
         def look() -> None:
             while not over.wait(POLL_S):
                 self.show()
+                if live:
+                    live.update(Text(self.running(), style="dim", no_wrap=True, overflow="ellipsis"), refresh=True)
 
         thread = threading.Thread(target=look, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
-            self.show()
+        with live or nullcontext():
+            thread.start()
+            try:
+                yield
+            finally:
+                over.set()
+                thread.join()
+        self.show()
+
+    def running(self) -> str:
+        """The jobs under way, by name."""
+        names = [printable(self.names[job.number]) for job in self.ledger.jobs() if job.status == "running"]
+        return f"running: {', '.join(names)}" if names else "starting"
 
     def interrupted(self) -> None:
         jobs = self.ledger.jobs()
