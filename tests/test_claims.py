@@ -11,7 +11,8 @@ from sigexp import catalog
 from sigexp.cli import main
 from sigexp.report import claims_file, verdicts
 from sigexp.report.claims import Claim, Condition, Threshold, matching, plan, words
-from sigexp.reproduce import check, remaining
+from sigexp.report.series import remaining
+from sigexp.reproduce import check
 
 TINY = (
     "dataset.size: 20, dataset.test_size: 4, dataset.image_size: 24, footprint: 5, search.max_samples: 64, "
@@ -255,15 +256,10 @@ def test_a_failed_run_or_a_missing_number_fails_its_claim():
 
 
 def test_the_time_left_is_that_of_the_same_runs_before():
-    runs = plan([claim(), claim(run={"model": "separable"})])
-
-    class Left:
-        def __init__(self, planned):
-            self.planned = planned
-
-    jobs = [Left(runs[0]), Left(runs[1]), Left(runs[1])]
-    assert remaining(jobs, {str(runs[0]): 10.0, str(runs[1]): 30.0}) == "about 70 s left"
-    assert remaining(jobs[:2], {str(runs[0]): 100.0}) == "about 3 min left"
+    left = ["one", "other", "other"]
+    assert remaining(left, {"one": 10.0, "other": 30.0}) == "about 70 s left"
+    assert remaining(left, {"one": 10.0, "other": 30.0}, at_once=2) == "about 35 s left"
+    assert remaining(left[:2], {"one": 100.0}) == "about 3 min left"
     assert remaining([], {}) == "that was the last"
 
 

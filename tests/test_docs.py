@@ -68,7 +68,8 @@ PROMISED = {
     "pictures.md": "developed/photo.png developed/raw.png my_pictures.csv outputs/color/conv1x1/*",
     "python.md": "outputs/bayer/deep/*/result.json",
     "results.md": " ".join(f"outputs/gaussian/linear/*/{name}" for name in FILES),
-    "sweeps.md": "sweep.html linear.csv outputs/sweeps/*/multirun.yaml",
+    "sweeps.md": "sweep.html linear.csv outputs/sweeps/*/multirun.yaml outputs/sweeps/*/sweep.jsonl "
+    "outputs/sweeps/*/compare.html",
 }
 
 

@@ -336,9 +336,9 @@ def test_completion_names_every_field_of_the_schema():
     found = set(completion.schema().fields)
     for prefix, schema in (
         ("", config.Config), ("trainer.", config.Trainer), ("trainer.optimizer.", config.Optimizer),
-        ("search.", config.Search), ("lecture.", config.Lecture),
+        ("search.", config.Search), ("lecture.", config.Lecture), ("sweep.", config.Sweep),
     ):  # fmt: skip
-        nested = {"lecture", "search", "trainer", "optimizer", "_target_"}
+        nested = {"lecture", "search", "sweep", "trainer", "optimizer", "_target_"}
         assert {f"{prefix}{name}" for name in schema.__dataclass_fields__ if name not in nested} <= found
 
 

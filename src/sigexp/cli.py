@@ -120,7 +120,6 @@ def hydra_run(words: list[str]) -> int:
     parser.error = wrong_words  # type: ignore[method-assign]
     sys.argv = ["sigexp", *overrides_first(words, parser)]
     failures: list[Exception] = []
-    sweeps: set[str] = set()
 
     def task(cfg: DictConfig) -> float | None:
         from hydra.core.hydra_config import HydraConfig
@@ -128,13 +127,14 @@ def hydra_run(words: list[str]) -> int:
 
         info = HydraConfig.get()
         if info.mode == RunMode.MULTIRUN:
-            sweeps.add(str(info.sweep.dir))
+            from sigexp.sweep_job import run_job
+
+            run_job(cfg)
+            return None
         try:
             names = names_of(dict(info.runtime.choices))
             return one_run(config.plain(cfg), names, list(info.overrides.task))
         except Exception as error:
-            if info.mode != RunMode.RUN:
-                raise
             failures.append(error)  # Hydra would print lines of its own
             return None
 
@@ -142,8 +142,6 @@ def hydra_run(words: list[str]) -> int:
         hydra.main(version_base="1.3", config_path=str(catalog.conf_dir()), config_name="config")(task)()
     if failures:
         raise failures[0]
-    for sweep in sweeps:
-        print(f"all of them side by side: sigexp compare {shlex.quote(sweep)}", file=sys.stderr)
     return 0
 
 

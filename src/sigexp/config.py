@@ -85,6 +85,14 @@ class Lecture:
 
 
 @dataclass
+class Sweep:
+    """What `-m` does with its jobs; no part of any job's own config."""
+
+    on_error: str = "go_on"  # stop: no further job begins when one has failed
+    rerun: str = "missing"  # finished jobs are skipped, interrupted ones go on; all: every job runs anew
+
+
+@dataclass
 class Config:
     seed: int = 0  # initial weights and search; dataset.seed is the data's own
     device: str = "auto"
@@ -96,6 +104,7 @@ class Config:
     model: Any = None
     search: Search = field(default_factory=Search)
     trainer: Trainer = field(default_factory=Trainer)
+    sweep: Sweep = field(default_factory=Sweep)
 
 
 def paths_of(schema: type, prefix: str = "") -> Iterator[str]:
@@ -169,8 +178,8 @@ def build(node: Mapping[str, Any], *args: Any, what: str) -> Any:
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The config with every interpolation resolved, as plain dicts and lists."""
-    ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    """The config of one run with every interpolation resolved, as plain dicts and lists."""
+    ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("hydra", "sweep")])
     container = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
@@ -184,6 +193,14 @@ def _one_of(name: str, value: str, options: tuple[str, ...]) -> None:
 def _at_least(name: str, value: float | None, least: float, what: str = "a number") -> None:
     if value is not None and not (math.isfinite(value) and value >= least):
         raise ConfigError(f"{name}={value}: expected {what} of at least {least}")
+
+
+def check_sweep(given: Mapping[str, Any]) -> Sweep:
+    """The `sweep` section; raises `ConfigError` for what it cannot be."""
+    sweep = Sweep(**{str(name): value for name, value in given.items()})
+    _one_of("sweep.on_error", sweep.on_error, ("go_on", "stop"))
+    _one_of("sweep.rerun", sweep.rerun, ("missing", "all"))
+    return sweep
 
 
 def check(config: Mapping[str, Any]) -> None:

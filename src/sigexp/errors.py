@@ -37,7 +37,7 @@ def explanation(error: BaseException) -> tuple[int, str]:
     if isinstance(error, ConfigError):
         return 2, first_lines(error)
     for link in chain(error):
-        for rule in (_configuration, _diverged, _disk, _memory):
+        for rule in (_swept, _configuration, _diverged, _disk, _memory):
             found = rule(link)
             if found:
                 return found
@@ -98,6 +98,10 @@ def paths_in(node: Any, prefix: str = "") -> Iterator[str]:
         if name != "hydra" and not str(key).startswith("_"):
             yield name
             yield from paths_in(node._get_node(key), f"{name}.")
+
+
+def _swept(error: BaseException) -> tuple[int, str] | None:
+    return (error.code, str(error)) if type(error).__name__ == "SweepFailed" else None  # type: ignore[attr-defined]
 
 
 def _diverged(error: BaseException) -> tuple[int, str] | None:

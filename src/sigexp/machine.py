@@ -10,6 +10,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+CORES_SHARE = "SIGEXP_CORES"  # in the environment of a sweep's jobs
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 
 
@@ -33,8 +34,12 @@ def release_memory() -> None:
 
 
 def cores() -> int:
-    """Cores this process may use: its affinity, and the quota of its container (cgroup v2) rounded up."""
+    """Cores this process may use: its affinity, the quota of its container (cgroup v2) rounded up, and the share that
+    a sweep whose jobs run at once leaves to each."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = os.environ.get(CORES_SHARE, "")
+    if share.isdigit():
+        count = max(1, min(count, int(share)))
     try:
         with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
             quota, period = file.read().split()

@@ -5,8 +5,6 @@ the output folder, so that an interrupted reproduction goes on where it stopped.
 one goes on; its claims fail.
 """
 
-import contextlib
-import io
 import json
 import re
 import shlex
@@ -27,9 +25,10 @@ from sigexp.problem import Problem
 from sigexp.report import verdicts
 from sigexp.report.claims import Claim, Planned, plan, words
 from sigexp.report.claims_file import ClaimError
-from sigexp.report.tables import number
+from sigexp.report.series import headline, quiet, remaining
 from sigexp.report.verdicts import Verdict
 from sigexp.track import folder as folders
+from sigexp.track.find import finished
 
 SCHEMA_VERSION = 1
 BOUNDS = r"least_squares_(train|test)(_\d+x\d+|_\d+)?"  # references that a run adds to its problem's own
@@ -153,7 +152,8 @@ def run_all(jobs: Sequence[Job]) -> Iterator[Done]:
         done = run_one(job)
         if not done.reused:
             seconds[str(job.planned)] = done.seconds
-        say(f"  {outcome(done)}; {remaining(jobs[i + 1 :], seconds)}")
+        left = [str(later.planned) for later in jobs[i + 1 :]]
+        say(f"  {outcome(done)}; {remaining(left, seconds)}")
         yield done
         machine.release_memory()
 
@@ -166,21 +166,8 @@ def outcome(done: Done) -> str:
     """A job's outcome in words."""
     if done.error:
         return f"failed after {done.seconds:.0f} s: {done.error}"
-    result = next(iter(done.documents.values()))
-    metric, value = next(iter(result["best"]["test"].items()))
     took = f"reused from {done.folder}" if done.reused else f"{done.seconds:.0f} s"
-    return f"{took}, test {metric} {number(value, metric)}"
-
-
-def remaining(jobs: Sequence[Job], seconds: Mapping[str, float]) -> str:
-    """An estimate of the time left: a configuration takes what it took before, or else the mean of the others."""
-    if not jobs:
-        return "that was the last"
-    if not seconds:
-        return f"{len(jobs)} left"
-    usual = sum(seconds.values()) / len(seconds)
-    left = sum(seconds.get(str(job.planned), usual) for job in jobs)
-    return f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left"
+    return f"{took}, {headline(next(iter(done.documents.values())))}"
 
 
 def run_one(job: Job) -> Done:
@@ -193,7 +180,7 @@ def run_one(job: Job) -> Done:
         done.folder = finished(job.output / names.experiment / names.model, sign)
         done.reused = done.folder is not None
         if done.folder is None:
-            with quiet():
+            with quiet(f"{job.planned}, seed {job.seed}"):
                 done.folder = cli.start(config, names, job.overrides).folder
         result = json.loads((done.folder / "result.json").read_text(encoding="utf-8"))
         found = verdicts.document(result)
@@ -203,17 +190,6 @@ def run_one(job: Job) -> Done:
         done.error = cli.explain(error)[1].replace("\n", "; ")
     done.seconds = time.perf_counter() - began
     return done
-
-
-def finished(root: Path, signature: str) -> Path | None:
-    """The latest finished run of a signature in a model's folder."""
-    found = [path for path in root.glob(f"*-{signature}*") if (path / "result.json").is_file()]
-    return max(found, default=None)
-
-
-def quiet() -> contextlib.AbstractContextManager[Any]:
-    """Keeps a run's own progress to terminals, where it is a line that vanishes; run.log has it always."""
-    return contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
 
 
 def elsewhere(job: Job, claim: Claim, folder: Path, found: Mapping[str, Any]) -> dict[str, Any]:

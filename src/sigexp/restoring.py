@@ -43,6 +43,7 @@ def restored(folder: Path, settings: Sequence[str], trust: Sequence[str]) -> tup
     typed = OmegaConf.from_dotlist(list(settings))
     whole = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Config), found, typed), resolve=True)
     assert isinstance(whole, dict)
+    del whole["sweep"]  # no part of a run's config
     whole["search"] = {**whole["search"], **own}
     return {str(key): value for key, value in whole.items()}, names
 

@@ -49,20 +49,31 @@ def prepare(config: Mapping[str, Any], names: Names) -> Ready:
     """Check everything and build what a run needs; raises `ConfigError` (a ValueError) for what cannot work."""
     configuration.check(config)
     device = torch.device(machine.pick_device(config["device"]))
-    problem = expected(configuration.build(config["dataset"], what="dataset"), config["dataset"]["_target_"])
+    problem = build_problem(config)
     shapes = problem.shapes()
     settings = configuration.build(config["search"], what="search")
+    first = first_member(config, names, problem, settings)
+    others = map(settings.origin, range(1, settings.members))
+    members = [first, *(initial_model(config, shapes, config["seed"], member) for member in others)]
+    return Ready(problem, shapes, settings, members, device)
+
+
+def build_problem(config: Mapping[str, Any]) -> Problem:
+    """The dataset of a config. Raises ValueError for what cannot work."""
+    return expected(configuration.build(config["dataset"], what="dataset"), config["dataset"]["_target_"])
+
+
+def first_member(config: Mapping[str, Any], names: Names, problem: Problem, settings: Any) -> nn.Module:
+    """The first member, tried on two examples; raises `ConfigError` (a ValueError) for a model that does not fit."""
     try:
-        first = initial_model(config, shapes, config["seed"], settings.origin(0))
+        first = initial_model(config, problem.shapes(), config["seed"], settings.origin(0))
         fitting.check(first, problem, names.model)
-        others = map(settings.origin, range(1, settings.members))
-        members = [first, *(initial_model(config, shapes, config["seed"], member) for member in others)]
     except ValueError as error:
         fit = ", ".join(fitting.fitting(problem, config["footprint"]))
         raise ConfigError(f"{error}\nmodels that fit {names.dataset}: {fit or 'none'}") from error
     if config["trainer"]["start"] == "least_squares":
         starts.two_layers(first)  # a ValueError says why not
-    return Ready(problem, shapes, settings, members, device)
+    return first
 
 
 def initial_model(config: Mapping[str, Any], shapes: tuple, seed: int, member: int) -> nn.Module:

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from contextvars import ContextVar
 from types import TracebackType
 
 from rich import box
@@ -16,6 +17,7 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.segment import Segments
 from rich.table import Table
+from rich.text import Text
 
 from sigexp.metrics import higher_is_better
 from sigexp.report.tables import number, result_tables
@@ -26,6 +28,7 @@ from sigexp.search.records import MemberRecord, RoundRecord
 log = logging.getLogger("sigexp")
 REFRESH_S = 0.25  # of the live table, at least
 DONE = "training done"
+CAPTION = ContextVar("CAPTION", default="")  # of one of several runs: stands in its table, no line that stays
 LINE_S = 1.0  # between two lines where output is piped
 TOP, BOTTOM = 5, 2  # members of a round that the table shows
 EXACT = 1e-5  # a replay's relative deviation that is rounding
@@ -70,7 +73,8 @@ class Terminal:
 
     def __enter__(self) -> "Terminal":
         taken_up = f"goes on after {samples(self.before)} of" if self.before else "budget"
-        self.console.print(f"{self.title}, {taken_up} {samples(self.budget)} member-samples", soft_wrap=True)
+        if not CAPTION.get():
+            self.console.print(f"{self.title}, {taken_up} {samples(self.budget)} member-samples", soft_wrap=True)
         if self.live:
             self.live.start()
         self.began = time.perf_counter()
@@ -100,7 +104,8 @@ class Terminal:
         bar = ProgressBar(total=self.budget, completed=self.done, width=20)
         head = Table.grid(padding=(0, 2))
         head.add_row(bar, f"{100 * share:.0f} %", f"{samples(self.speed())} samples/s", self.left_in_words())
-        self.live.update(Group(head, self.table), refresh=True)
+        caption = [Text(CAPTION.get(), no_wrap=True)] if CAPTION.get() else []
+        self.live.update(Group(*caption, head, self.table), refresh=True)
         self.next = time.perf_counter() + max(REFRESH_S, 120 * (time.thread_time() - began))
 
     def speed(self) -> float:

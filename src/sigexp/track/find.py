@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from sigexp.track import sweep
 from sigexp.track.record import Record, Unreadable, is_run, load_yaml, mapping, overrides, printable, read
 
 SWEEP = "multirun.yaml"  # what Hydra leaves in a sweep's folder; its runs lie with all others
@@ -79,6 +80,10 @@ def folders_of(word: str) -> Iterator[Path]:
 def inside(folder: Path) -> list[Path]:
     if is_run(folder):
         return [folder]
+    if (folder / sweep.FILE).is_file():
+        if runs := sweep.runs(folder):
+            return runs
+        raise Unreadable(f"{folder}: a sweep, of whose jobs none has begun")
     if (folder / SWEEP).is_file():
         return swept(folder)
     found = below(folder)
@@ -98,8 +103,21 @@ def below(folder: Path) -> list[Path]:
     return found
 
 
+def finished(root: Path, signature: str) -> Path | None:
+    """The latest finished run of a signature in a model's folder."""
+    found = [path for path in root.glob(f"*-{signature}*") if (path / "result.json").is_file()]
+    return max(found, default=None)
+
+
+def unfinished(root: Path, signature: str) -> Path | None:
+    """The latest run of a signature in a model's folder that has no result."""
+    found = [path for path in root.glob(f"*-{signature}*") if is_run(path) and not (path / "result.json").is_file()]
+    return max(found, default=None)
+
+
 def swept(folder: Path) -> list[Path]:
-    """The runs of a sweep: for each of its jobs the first run that began no earlier and has its overrides."""
+    """The runs of a sweep without sweep.jsonl, as other sweepers leave it: for each of its jobs the first run that
+    began no earlier and has its overrides."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException

@@ -1,0 +1,281 @@
+"""`sigexp -m`: every job is checked before the first one runs, and each runs once however often the sweep is started.
+
+A job is known by the signature of its run: where a finished run of it lies in the outputs it is skipped, an interrupted
+one goes on. Any launcher of Hydra's may carry the jobs (basic: one after another in this process; joblib, submitit: at
+once in others). They meet in sweep.jsonl of the sweep's folder and in a lock for every signature, so that a job that is
+launched twice still runs once.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+import sigexp
+from sigexp import cli, machine, sweep_report, training
+from sigexp import config as configuration
+from sigexp.config import Sweep
+from sigexp.names import Names
+from sigexp.problem import Problem
+from sigexp.report.wording import counted
+from sigexp.sweep_job import SWEEPER, home_of, own_overrides, told_apart
+from sigexp.sweep_report import Watch, say
+from sigexp.track import find
+from sigexp.track import folder as folders
+from sigexp.track.sweep import Job, Ledger, claimed
+
+STAMP_TRIES = 1000
+
+
+class SweepFailed(Exception):
+    """A sweep that was refused, or of which jobs failed; `code` is its exit code."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job that was composed and checked, and where its run will lie."""
+
+    overrides: list[str]  # as the launcher is given them
+    job: Job
+    name: str  # what tells it from the others
+    home: Path  # outputs/EXPERIMENT/MODEL
+
+
+def sweep(sweeper: Any, jobs: Sequence[list[str]]) -> None:
+    """Check all jobs, run those that have no result yet, and show the table over all of them.
+
+    sweeper: Hydra's, set up, with its launcher. Raises `SweepFailed` where a job cannot run or has failed.
+    """
+    settings = configuration.check_sweep(sweeper.config.sweep)
+    planned = plan(sweeper, jobs)
+    if len(planned) < len(jobs):
+        say(f"{counted(len(jobs) - len(planned), 'job')} left out: the same as another one")
+    ledger = Ledger(create(sweeper.config))
+    ledger.begin([stand(one, ledger, settings) for one in planned])
+    at_once = jobs_at_once(sweeper.config.hydra.launcher, len(planned))
+    watch = Watch(ledger, {one.job.number: one.name for one in planned}, at_once)
+    watch.header()
+    try:
+        with share_of_cores(at_once):
+            launch(sweeper, ledger, planned, watch, stop=settings.on_error == "stop")
+    except KeyboardInterrupt as stop:
+        watch.interrupted()
+        stop.args = ()  # the folder of one run, which alone is not what goes on
+        raise
+    ledger.close()
+    failed = sweep_report.finish(ledger, watch.names)
+    if failed:
+        raise SweepFailed(*failed)
+
+
+def plan(sweeper: Any, jobs: Sequence[list[str]]) -> list[Planned]:
+    """All jobs, composed and checked, those that would be the same run once.
+
+    Raises `SweepFailed` with a line for what is wrong with any of them.
+    """
+    checks, found, wrong = Checks(), dict[tuple[Path, str], Planned](), dict[str, list[str]]()
+    code = 0
+    for overrides, name in zip(jobs, told_apart(jobs), strict=True):
+        try:
+            cfg = sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, list(overrides))
+            config, run = configuration.plain(cfg), cli.names_of(dict(cfg.hydra.runtime.choices))
+            sign = folders.signature(config, checks.source(config, run), sigexp.__version__)
+        except Exception as error:
+            code_of_this, message = cli.explain(error)
+            code = code or code_of_this
+            wrong.setdefault(message.replace("\n", "; "), []).append(name)
+            continue
+        job, home = Job(len(found), own_overrides(cfg.hydra.overrides.task), sign), home_of(config, run)
+        found.setdefault((home, sign), Planned(list(overrides), job, name or f"{run.experiment} {run.model}", home))
+    if wrong:
+        raise SweepFailed(code, refusal(wrong, len(jobs)))
+    return list(found.values())
+
+
+def refusal(wrong: Mapping[str, Sequence[str]], count: int) -> str:
+    """What is said where jobs cannot run: a line for each thing that is wrong. wrong: message -> names of jobs."""
+    if count == 1:
+        return next(iter(wrong))
+    bad = sum(map(len, wrong.values()))
+    lines = [f"  {who[0]}{f' and {len(who) - 1} more' * bool(who[1:])}: {what}" for what, who in wrong.items()]
+    return "\n".join([f"{bad} of {count} jobs cannot run; none was begun", *lines])
+
+
+class Checks:
+    """What a run checks before it begins, each dataset built and each model tried on it once."""
+
+    def __init__(self) -> None:
+        self.sources: dict[str, Mapping[str, str]] = {}
+        self.tried: dict[str, ValueError | None] = {}  # what is wrong with a pair of dataset and model
+        self.latest: tuple[str, Problem] | None = None  # one alone: problems may hold their data
+
+    def source(self, config: Mapping[str, Any], names: Names) -> Mapping[str, str]:
+        """Where a config's data come from; raises what its run would raise before it begins."""
+        configuration.check(config)
+        machine.pick_device(config["device"])
+        dataset = key(config["dataset"])
+        if dataset not in self.sources:
+            self.sources[dataset] = self.problem(config, dataset).source
+        setting = {name: value for name, value in config["dataset"].items() if name != "seed"}
+        pair = key([setting, *(config[name] for name in ("model", "search", "trainer"))])
+        if pair not in self.tried:
+            self.tried[pair] = None
+            try:
+                settings = configuration.build(config["search"], what="search")
+                training.first_member(config, names, self.problem(config, dataset), settings)
+            except ValueError as error:
+                self.tried[pair] = error
+        if (wrong := self.tried[pair]) is not None:
+            raise wrong
+        return self.sources[dataset]
+
+    def problem(self, config: Mapping[str, Any], dataset: str) -> Problem:
+        if self.latest is None or self.latest[0] != dataset:
+            self.latest = dataset, training.build_problem(config)
+        return self.latest[1]
+
+
+def key(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def create(config: DictConfig) -> Path:
+    """Make the sweep's folder, a new one with -2, -3, ... behind its name where there is one, and tell Hydra."""
+    named = Path(config.hydra.sweep.dir)
+    named.parent.mkdir(parents=True, exist_ok=True)
+    for number in range(1, STAMP_TRIES):
+        folder = named if number == 1 else named.with_name(f"{named.name}-{number}")
+        try:
+            folder.mkdir()
+            break
+        except FileExistsError:
+            continue
+    else:
+        raise FileExistsError(f"{named}: {STAMP_TRIES} folders of that name; choose another hydra.sweep.dir")
+    with read_write(config), open_dict(config):
+        config.hydra.sweep.dir = str(folder)
+    OmegaConf.save(config, folder / find.SWEEP)
+    return folder
+
+
+def stand(one: Planned, ledger: Ledger, settings: Sweep) -> Job:
+    """A job as it stands before the sweep: finished, interrupted, or waiting."""
+    if settings.rerun == "all":
+        return one.job
+    if done := find.finished(one.home, one.job.signature):
+        return replace(one.job, status="finished", folder=ledger.relative(done), reused=True)
+    if begun := find.unfinished(one.home, one.job.signature):
+        return replace(one.job, status="interrupted", folder=ledger.relative(begun))
+    return one.job
+
+
+def jobs_at_once(launcher: DictConfig, jobs: int) -> int:
+    """How many jobs a launcher runs on this machine at the same time."""
+    target, wanted = str(launcher.get("_target_", "")), launcher.get("n_jobs")
+    if isinstance(wanted, int):  # joblib's: -1 for all cores, -2 for all but one
+        return max(1, min(jobs, wanted if wanted > 0 else machine.cores() + 1 + wanted))
+    return jobs if target.endswith("LocalLauncher") else 1
+
+
+@contextmanager
+def share_of_cores(at_once: int) -> Iterator[None]:
+    """Processes that are started within take their share of the cores and no more, and know that they are not this."""
+    before = os.environ.get(machine.CORES_SHARE)
+    if at_once > 1:
+        os.environ[machine.CORES_SHARE] = str(max(1, machine.cores() // at_once))
+    os.environ[SWEEPER] = str(os.getpid())
+    try:
+        yield
+    finally:
+        del os.environ[SWEEPER]
+        os.environ.pop(machine.CORES_SHARE, None)
+        if before is not None:
+            os.environ[machine.CORES_SHARE] = before
+
+
+def grouped(planned: Sequence[Planned]) -> list[list[Planned]]:
+    """The jobs that are carried out as one. Each by itself; one population of jobs that differ in hyperparameters or
+    seeds alone would be formed here."""
+    return [[one] for one in planned]
+
+
+def launch(sweeper: Any, ledger: Ledger, planned: Sequence[Planned], watch: Watch, *, stop: bool) -> None:
+    """Hand the jobs that have not ended to Hydra's launcher. One whose process dies leaves the others; where several
+    may have died of one, each is launched alone once more."""
+    suspects = set[int]()
+    while groups := grouped(to_do(ledger, planned, suspects)):
+        here = isinstance(sweeper.launcher, BasicLauncher)
+        batches = groups if here or suspects else [[one for group in groups for one in group]]
+        for batch in batches:
+            if stop and ledger.failed():
+                return
+            with watch.following(not here):
+                died = attempt(sweeper.launcher, batch)
+                if here and died:
+                    raise died
+                if died:
+                    suspects = bury(ledger, batch, died)
+            if died:
+                break
+            if not (stop and ledger.failed()):
+                not_begun(ledger, batch)
+        else:
+            suspects = set()
+
+
+def attempt(launcher: Any, batch: Sequence[Planned]) -> Exception | None:
+    """Launch jobs and wait for them; the launcher's own failure, if any."""
+    try:
+        launcher.launch([one.overrides for one in batch], initial_job_idx=batch[0].job.number)
+    except Exception as error:
+        return error
+    return None
+
+
+def to_do(ledger: Ledger, planned: Sequence[Planned], suspects: set[int]) -> list[Planned]:
+    """The jobs that have not ended; where there are suspects, they alone."""
+    left = {job.number for job in ledger.jobs() if not job.ended}
+    return [one for one in planned if one.job.number in (left & suspects or left)]
+
+
+def bury(ledger: Ledger, batch: Sequence[Planned], error: Exception) -> set[int]:
+    """After the launcher has failed: the job that died, if it is known, has failed. Returns those that may have.
+
+    Raises the launcher's error where no job had begun.
+    """
+    time.sleep(1.0)  # processes that are being ended let go of their locks
+    of_batch = {one.job.number: one for one in batch}
+    jobs = [job for job in ledger.jobs() if job.number in of_batch]
+    dead = [job for job in jobs if job.status == "running" and not held(of_batch[job.number])]
+    if len(dead) > 1:
+        return {job.number for job in dead}
+    reason = f"its process ended without a word ({type(error).__name__}); killed, or out of memory"
+    if not dead and not any(job.ended for job in jobs):
+        raise error
+    for job in dead:
+        begun = find.unfinished(of_batch[job.number].home, job.signature)
+        ledger.note(job, status="failed", folder=ledger.relative(begun) if begun else "", error=reason, code=1)
+    return set()
+
+
+def held(one: Planned) -> bool:
+    """Whether a process is at a job."""
+    return claimed(one.home, one.job.signature)
+
+
+def not_begun(ledger: Ledger, batch: Sequence[Planned]) -> None:
+    """A job that its launcher gave back without having begun it has failed, else it would be launched for ever."""
+    for job in ledger.jobs():
+        if job.number in {one.job.number for one in batch} and not job.ended:
+            ledger.note(job, status="failed", error="its launcher did not run it", code=1)
