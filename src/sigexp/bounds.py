@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sigexp import evaluation
+from sigexp import evaluation, sharing
 from sigexp.layers.chain import chain
 from sigexp.layers.color import LinearizeSRGB
 from sigexp.layers.fft_conv import FFTConv2d
@@ -42,6 +42,10 @@ class Form:
     kernel: tuple[int, int] | None
     separable: bool = False
     front: nn.Module = field(default_factory=nn.Identity)
+
+    def key(self) -> tuple[Any, ...]:
+        """Equal for forms of runs with the same architecture that are the same."""
+        return self.kernel, self.separable, repr(self.front)
 
 
 def form_of(model: nn.Module) -> Form | None:
@@ -115,18 +119,28 @@ def linear_bounds(
     batches: dict[str, Callable[[], Iterator[Batch]]] = {"test": partial(_batches, problem, "test")}
     if feed.size is not None:
         batches = {"train": lambda: iter([Batch(*(part.cpu() for part in feed.data()))]), **batches}
-    shared = {split: _shared_equations(list(wanted.values()), given) for split, given in batches.items()}
+    keys = tuple(form.key() for form in wanted.values())
+    shared = {
+        split: sharing.once((split, keys), partial(_shared_equations, list(wanted.values()), given))
+        for split, given in batches.items()
+    }
     found = {}
     for suffix, form in wanted.items():
         for split, given in batches.items():
             name, total = f"least_squares_{split}{suffix}", shared[split]
             if total is not None and form.kernel is not None:
-                predict: Predictor | None = _convolution_predictor(form, total.within(form.kernel))
+                predict: Predictor | None = sharing.once(
+                    (name, form.key()), partial(_convolution_predictor, form, total.within(form.kernel))
+                )
             else:
-                predict = fit(form, given(), name)
+                predict = sharing.once((name, form.key()), partial(_fitted, form, given, name))
             if predict is not None:
                 found[name] = Reference(predict=predict)
     return found
+
+
+def _fitted(form: Form, given: Callable[[], Iterator[Batch]], name: str) -> Predictor | None:
+    return fit(form, given(), name)
 
 
 def _batches(problem: Problem, split: str) -> Iterator[Batch]:

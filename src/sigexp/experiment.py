@@ -1,7 +1,6 @@
 """One run, from a resolved config to its result. Read it from top to bottom."""
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import yaml
 from torch import Tensor, nn
 
 import sigexp
-from sigexp import catalog, evaluation, kernels, machine
+from sigexp import catalog, clock, evaluation, kernels, machine, sharing
 from sigexp.bounds import excess, linear_bounds, passing
 from sigexp.keeping import Keeper
 from sigexp.names import Names
@@ -70,7 +69,7 @@ def _run(
     again: Path | None,
 ) -> Run:
     """`run`, which tells `phases` what it is at."""
-    began = time.perf_counter()
+    began = clock.seconds()
     machine.reset_peak_memory()
     phases.at("data", checked=False)
     ready = prepare(config, names)
@@ -110,7 +109,7 @@ def _run(
         show(folder, board, best, problem, judged, ready.device, looks)
         folders.write(folder / "cases.json", folders.dumps(cases.as_dict(seen, judged, references)))
         result["kernels"] = kernels.measure(best)
-        seconds = kept.seconds_before + time.perf_counter() - began
+        seconds = kept.seconds_before + clock.seconds() - began
         result |= {"phases": phases.finished(), "seconds": seconds}
         result["claims"] = verdicts.of_result(stated, result)
         board.end(result)
@@ -142,10 +141,13 @@ def judge(
             one(index, batch, outputs)
 
     known = {name: r.predict for name, r in references.items() if r.predict is not None}
-    on_cpu = {name: (lambda f: lambda x: f(x.cpu()).to(device))(predict) for name, predict in known.items()}
+    met = sharing.once("references", dict[Any, dict[str, float]])  # predictor -> its metrics
+    new = {name: predict for name, predict in known.items() if predict not in met}
+    on_cpu = {name: (lambda f: lambda x: f(x.cpu()).to(device))(predict) for name, predict in new.items()}
     results = evaluation.evaluate_all({"": model, **on_cpu}, problem, device, {"": watch})
-    test = results.pop("")
-    return test, {name: {**results.get(name, {}), **r.values} for name, r in references.items()}
+    met |= {predict: results[name] for name, predict in new.items()}
+    found = {name: met[predict] for name, predict in known.items()}
+    return results[""], {name: {**found.get(name, {}), **r.values} for name, r in references.items()}
 
 
 def summary(
@@ -177,6 +179,7 @@ def summary(
             "calibration_seconds": trained.calibration.seconds,
             "known_before": trained.calibration.cached,
         },
+        "fused": trained.fused,
         "samples": outcome.total_samples,
         "budget": {
             "max_samples": config["search"]["max_samples"],

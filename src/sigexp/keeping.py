@@ -2,11 +2,11 @@
 
 import logging
 import math
-import time
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 
+from sigexp import clock
 from sigexp.config import ConfigError
 from sigexp.population.calibrate import Calibration
 from sigexp.population.population import Population
@@ -34,7 +34,7 @@ class Keeper:
     signature: str
     phases: Phases
     resumed: Checkpoint | None = None
-    began: float = field(default_factory=time.perf_counter)
+    began: float = field(default_factory=clock.seconds)
 
     @classmethod
     def of(cls, folder: Path, signature: str, phases: Phases, *, again: bool) -> "Keeper":
@@ -81,7 +81,7 @@ class Keeper:
                 "calibration": asdict(calibration),
                 "pictured": board.pictured,
                 "phases": self.phases.so_far(),
-                "seconds": self.seconds_before + time.perf_counter() - self.began,
+                "seconds": self.seconds_before + clock.seconds() - self.began,
             }
             self.checkpoints.save(tensors, data)
             if request:

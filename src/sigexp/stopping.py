@@ -10,10 +10,12 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from types import FrameType
 
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
 PATIENCE_S = 7.0  # for the step to finish
+SHARED: ContextVar["Request | None"] = ContextVar("SHARED", default=None)  # of runs that take turns
 
 
 class Interrupted(KeyboardInterrupt):
@@ -34,7 +36,8 @@ def install() -> None:
 class Request:
     """Whether a signal came, `raise_noted` what it would have raised at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = PATIENCE_S) -> None:
+        self.patience = patience
         self.noted: tuple[int, FrameType | None] | None = None
         self.before: dict[int, signal._HANDLER] = {}
 
@@ -51,7 +54,7 @@ class Request:
         say("\nsigexp: the step is finished and saved; Ctrl-C again leaves at once\n")
         if hasattr(signal, "setitimer"):
             signal.signal(signal.SIGALRM, lambda *_: self.raise_noted())
-            signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
+            signal.setitimer(signal.ITIMER_REAL, self.patience)
 
     def raise_noted(self, said: str = "") -> None:
         """Raise what the signal would have raised, and what is `said` of it; nothing where none came."""
@@ -75,9 +78,15 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def deferred() -> Iterator[Request]:
-    """Note signals instead of raising, in the main thread; those that are ignored, or kill, stay as they are."""
-    request = Request()
+def deferred(patience: float = PATIENCE_S) -> Iterator[Request]:
+    """Note signals instead of raising, in the main thread; those that are ignored, or kill, stay as they are.
+
+    patience: seconds for what ends after one was noted. In a run that takes turns with others the request is theirs.
+    """
+    if (shared := SHARED.get()) is not None:
+        yield shared
+        return
+    request = Request(patience)
     if threading.current_thread() is threading.main_thread():
         for name in NAMES:
             number = getattr(signal, name, None)

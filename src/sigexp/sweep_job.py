@@ -15,7 +15,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from sigexp import cli, machine, resuming
+from sigexp import cli, clock, machine, resuming
 from sigexp import config as configuration
 from sigexp.names import Names
 from sigexp.report.series import quiet
@@ -73,7 +73,7 @@ def run_job(cfg: DictConfig) -> None:
         return
     rules = cfg.sweep
     task = Task(config, names, overrides, home_of(config, names), rules.rerun == "all", rules.on_error == "stop")
-    here = str(info.launcher.get("_target_", "")).endswith("BasicLauncher")
+    here = str(info.launcher.get("_target_", "")).endswith(("BasicLauncher", "FusedLauncher"))
     if os.environ.get(SWEEPER) != str(os.getpid()):
         behave()
     with quiet(caption(ledger, overrides), live=here):
@@ -104,18 +104,18 @@ def do(task: Task, ledger: Ledger) -> None:
         job = ledger.find(task.overrides)
         if job.ended or (task.stop and ledger.failed()):
             return
-        began = time.perf_counter()
+        began = clock.seconds()
         job = ledger.note(job, status="running")
         try:
             folder, reused = carry_out(task, job.signature)
         except Exception as error:
-            fail(task, ledger, job, error, time.perf_counter() - began)
+            fail(task, ledger, job, error, clock.seconds() - began)
         except BaseException:  # interrupted, or taken from the machine by its queue
             begun = find.unfinished(task.home, job.signature)
             ledger.note(job, status="interrupted", folder=ledger.relative(begun) if begun else "")
             raise
         else:
-            seconds = time.perf_counter() - began
+            seconds = clock.seconds() - began
             ledger.note(job, status="finished", folder=ledger.relative(folder), reused=reused, seconds=seconds)
 
 

@@ -5,7 +5,7 @@ import re
 import shlex
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -43,6 +43,11 @@ class Watch:
         parts += [f"{len(self.told)} finished before and skipped (sweep.rerun=all runs them anew)"] if self.told else []
         parts += [f"{begun} interrupted before"] if begun else []
         say(", ".join(parts))
+
+    def fused(self, numbers: Sequence[int]) -> None:
+        """Before jobs are carried out as one population."""
+        names = [self.names[number] for number in numbers]
+        say(f"{len(names)} jobs at once, as one population: {names[0]} ... {names[-1]}")
 
     def show(self) -> None:
         """A line for every job that has ended since."""

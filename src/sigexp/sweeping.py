@@ -19,13 +19,14 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 import sigexp
-from sigexp import cli, machine, sweep_report, training
+from hydra_plugins.sigexp_plugins.launcher import FusedLauncher
+from sigexp import cli, fusing, machine, sweep_report, training
 from sigexp import config as configuration
 from sigexp.config import Sweep
 from sigexp.names import Names
 from sigexp.problem import Problem
 from sigexp.report.wording import counted
-from sigexp.sweep_job import SWEEPER, home_of, own_overrides, told_apart
+from sigexp.sweep_job import SWEEPER, Task, home_of, own_overrides, told_apart
 from sigexp.sweep_report import Watch, say
 from sigexp.track import find
 from sigexp.track import folder as folders
@@ -47,6 +48,8 @@ class Planned:
     """A job that was composed and checked, and where its run will lie."""
 
     overrides: list[str]  # as the launcher is given them
+    config: dict[str, Any]
+    names: Names
     job: Job
     name: str  # what tells it from the others
     home: Path  # outputs/EXPERIMENT/MODEL
@@ -97,7 +100,8 @@ def plan(sweeper: Any, jobs: Sequence[list[str]]) -> list[Planned]:
             wrong.setdefault(message.replace("\n", "; "), []).append(name)
             continue
         job, home = Job(len(found), own_overrides(cfg.hydra.overrides.task), sign), home_of(config, run)
-        found.setdefault((home, sign), Planned(list(overrides), job, name or f"{run.experiment} {run.model}", home))
+        said = name or f"{run.experiment} {run.model}"
+        found.setdefault((home, sign), Planned(list(overrides), config, run, job, said, home))
     if wrong:
         raise SweepFailed(code, refusal(wrong, len(jobs)))
     return list(found.values())
@@ -205,23 +209,36 @@ def share_of_cores(at_once: int) -> Iterator[None]:
 
 
 def grouped(planned: Sequence[Planned]) -> list[list[Planned]]:
-    """The jobs that are carried out as one. Each by itself; one population of jobs that differ in hyperparameters or
-    seeds alone would be formed here."""
-    return [[one] for one in planned]
+    """Jobs that are one population, in groups of two or more; every other by itself. In the order of the first of each.
+
+    One that another process is at stays by itself, because it will be waited for.
+    """
+    kinds: dict[str, list[Planned]] = {}
+    for one in planned:
+        kinds.setdefault(fusing.key(one.config, one.names) if not held(one) else key(one.job.number), []).append(one)
+    found: list[list[Planned]] = []
+    for jobs in kinds.values():
+        most = fusing.most_jobs(jobs[0].config, jobs[0].names) if len(jobs) > 1 else 1
+        count = -(-len(jobs) // most)
+        found += [jobs[number::count] for number in range(count)]
+    return sorted(found, key=lambda jobs: jobs[0].job.number)
 
 
 def launch(sweeper: Any, ledger: Ledger, planned: Sequence[Planned], watch: Watch, *, stop: bool) -> None:
     """Hand the jobs that have not ended to Hydra's launcher. One whose process dies leaves the others; where several
     may have died of one, each is launched alone once more."""
     suspects = set[int]()
-    while groups := grouped(to_do(ledger, planned, suspects)):
-        here = isinstance(sweeper.launcher, BasicLauncher)
-        batches = groups if here or suspects else [[one for group in groups for one in group]]
+    here, fused = (isinstance(sweeper.launcher, kind) for kind in (BasicLauncher, FusedLauncher))
+    while left := to_do(ledger, planned, suspects):
+        alone = [[one] for one in left]
+        batches = grouped(left) if fused else alone if here or suspects else [left]
         for batch in batches:
             if stop and ledger.failed():
                 return
-            with watch.following(not here):
-                died = attempt(sweeper.launcher, batch)
+            if len(batch) > 1 and fused:
+                watch.fused([one.job.number for one in batch])
+            with watch.following(not here or len(batch) > 1):
+                died = attempt(sweeper, ledger, batch)
                 if here and died:
                     raise died
                 if died:
@@ -234,10 +251,15 @@ def launch(sweeper: Any, ledger: Ledger, planned: Sequence[Planned], watch: Watc
             suspects = set()
 
 
-def attempt(launcher: Any, batch: Sequence[Planned]) -> Exception | None:
+def attempt(sweeper: Any, ledger: Ledger, batch: Sequence[Planned]) -> Exception | None:
     """Launch jobs and wait for them; the launcher's own failure, if any."""
+    rules = sweeper.config.sweep
     try:
-        launcher.launch([one.overrides for one in batch], initial_job_idx=batch[0].job.number)
+        if isinstance(sweeper.launcher, FusedLauncher) and len(batch) > 1:
+            anew, stop = rules.rerun == "all", rules.on_error == "stop"
+            fusing.run([Task(one.config, one.names, one.job.overrides, one.home, anew, stop) for one in batch], ledger)
+        else:
+            sweeper.launcher.launch([one.overrides for one in batch], initial_job_idx=batch[0].job.number)
     except Exception as error:
         return error
     return None

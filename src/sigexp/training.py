@@ -2,7 +2,6 @@
 
 import logging
 import pickle
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,13 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from sigexp import clock, evaluation, fitting, machine, sharing, starts, stopping
 from sigexp import config as configuration
-from sigexp import evaluation, fitting, machine, starts, stopping
 from sigexp.config import ConfigError
 from sigexp.keeping import Keeper
 from sigexp.names import Names
 from sigexp.population.calibrate import Calibration, Wanted, calibrate
 from sigexp.population.feed import Feed
+from sigexp.population.fused import FusedPopulation
 from sigexp.population.population import Population
 from sigexp.population.shards import Shards
 from sigexp.problem import Batch, Problem, expected
@@ -28,7 +28,7 @@ from sigexp.report.terminal import Terminal, best_reference
 from sigexp.report.wording import counted
 from sigexp.search.base import HParams
 from sigexp.search.records import Outcome, RoundRecord
-from sigexp.search.rounds import SearchLoop
+from sigexp.search.rounds import MINIBATCHES, Carried, SearchLoop
 from sigexp.track import folder as folders
 
 log = logging.getLogger("sigexp")
@@ -60,7 +60,11 @@ def prepare(config: Mapping[str, Any], names: Names) -> Ready:
 
 def build_problem(config: Mapping[str, Any]) -> Problem:
     """The dataset of a config. Raises ValueError for what cannot work."""
-    return expected(configuration.build(config["dataset"], what="dataset"), config["dataset"]["_target_"])
+
+    def build() -> Problem:
+        return expected(configuration.build(config["dataset"], what="dataset"), config["dataset"]["_target_"])
+
+    return sharing.once("problem", lambda: sharing.remembering(build()))
 
 
 def first_member(config: Mapping[str, Any], names: Names, problem: Problem, settings: Any) -> nn.Module:
@@ -94,6 +98,7 @@ class Trained:
     processes: int
     peak_memory_bytes: int  # of the processes beside this one
     references: Mapping[str, Mapping[str, float]]  # on validation data
+    fused: Mapping[str, Any] | None  # the runs that it shared a population with
 
 
 def train(
@@ -109,13 +114,14 @@ def train(
     saving; raises KeyboardInterrupt then."""
     phases.at("data")
     problem, settings, trainer = ready.problem, ready.settings, config["trainer"]
-    began = time.perf_counter()
-    valid = evaluation.references(problem, "valid", settings.valid_samples)
+    began = clock.seconds()
+    valid = sharing.once("valid", lambda: evaluation.references(problem, "valid", settings.valid_samples))
     board.references(valid)
-    feed = Feed(problem, seed=config["dataset"].get("seed", 0), device=ready.device, shuffle=trainer["shuffle"])
+    seed = config["dataset"].get("seed", 0)
+    feed = sharing.once("feed", lambda: Feed(problem, seed=seed, device=ready.device, shuffle=trainer["shuffle"]))
     if feed.size is not None:
         feed.data()
-    log.info("data ready after %.1f s: %s", time.perf_counter() - began, dict(problem.source))
+    log.info("data ready after %.1f s: %s", clock.seconds() - began, dict(problem.source))
     if trainer["start"] == "least_squares" and kept.resumed is None:
         begin_linear(ready, feed, config["seed"])
     phases.at("plan")
@@ -123,7 +129,7 @@ def train(
     with torch.random.fork_rng():
         torch.manual_seed(config["seed"])  # for what draws while it trains, such as dropout
         if kept.resumed is None:
-            progress, calibration = None, calibrate(population, feed, wanted(config), machine.cache_dir() / "plans")
+            progress, calibration = None, planned(population, feed, config)
         else:
             progress, calibration = kept.progress(population)
         log.info("plan: %s (%s)", calibration.plan, described_calibration(calibration))
@@ -133,6 +139,7 @@ def train(
         reference = best_reference(valid, problem.headline)
         decides, before = deciding_loss(problem, settings.selection), progress.seen() if progress else 0
         phases.at("training")
+        shared = sharing.SHARED.get()
         try:
             with (
                 Terminal(title, problem.headline, reference, settings.max_samples, decides, before) as terminal,
@@ -149,6 +156,7 @@ def train(
                     on_round=recorder(folder, board, terminal),
                     on_progress=terminal.step,
                     on_pause=lambda loop, begins: kept.pause(loop, begins, request, calibration, board),
+                    step=MINIBATCHES * shared.batch_size if shared else None,
                 ).run(progress, kept.past(settings.selection))
         except BaseException:
             if isinstance(carried, Shards):
@@ -158,7 +166,17 @@ def train(
             carried.close()
     population.load_state(outcome.state)
     peak = carried.peak_memory_bytes if isinstance(carried, Shards) else 0
-    return Trained(outcome, population.member(0), feed, calibration, processes, peak, valid)
+    fused = shared.described() if shared and isinstance(carried, FusedPopulation) else None
+    return Trained(outcome, population.member(0), feed, calibration, processes, peak, valid, fused)
+
+
+def planned(population: Population, feed: Feed, config: Mapping[str, Any]) -> Calibration:
+    """How the population is computed, alone or with those of other runs."""
+    shared, alone, known = sharing.SHARED.get(), wanted(config), machine.cache_dir() / "plans"
+    if shared is None:
+        return calibrate(population, feed, alone, known)
+    together = shared.wanted(alone)
+    return shared.for_one(sharing.once("plan", lambda: calibrate(population, feed, together, known)))
 
 
 def deciding_loss(problem: Problem, selection: str) -> str | None:
@@ -209,7 +227,13 @@ def populate(
     return population, hparams
 
 
-def carry(
+def carry(population: Population, trainer: Mapping[str, Any], seed: int, allocator_tuned: bool) -> tuple[Carried, int]:
+    """The population with those of other runs, or as its plan divides it."""
+    shared, alone = sharing.SHARED.get(), population.plan.shards == 1
+    return (shared.join(population), 1) if shared and alone else divided(population, trainer, seed, allocator_tuned)
+
+
+def divided(
     population: Population, trainer: Mapping[str, Any], seed: int, allocator_tuned: bool
 ) -> tuple[Population | Shards, int]:
     """The population as its plan divides it, carried by processes where there is more than one part."""
@@ -235,10 +259,10 @@ def begin_linear(ready: Ready, feed: Feed, seed: int) -> None:
             starts.begin(member, kernel, bias, some.inputs[:200])
 
 
-def recorder(folder: Path, board: Board, terminal: Terminal) -> Callable[[RoundRecord, Population | Shards], None]:
+def recorder(folder: Path, board: Board, terminal: Terminal) -> Callable[[RoundRecord, Carried], None]:
     """What happens after every round: the record on disk, TensorBoard, the terminal."""
 
-    def record(done: RoundRecord, population: Population | Shards) -> None:
+    def record(done: RoundRecord, population: Carried) -> None:
         with open(folder / "rounds.jsonl", "a", encoding="utf-8") as file:
             for member in done.members:
                 line = {**asdict(member), "total_samples": done.total_samples, "seconds": done.seconds}

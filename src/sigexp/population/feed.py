@@ -18,6 +18,7 @@ class Feed:
         self.problem, self.seed, self.device, self.shuffle = problem, seed, device, shuffle
         self.size = problem.sizes["train"]
         self._data: Batch | None = None
+        self._valid: Batch | None = None
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def data(self) -> Batch:
@@ -26,6 +27,13 @@ class Feed:
             inputs, targets = self.problem.examples("train")
             self._data = Batch(inputs.to(self.device), targets.to(self.device))
         return self._data
+
+    def validation(self, count: int) -> Batch:
+        """The first validation examples, on the device; the same tensors at every call."""
+        if self._valid is None or len(self._valid.inputs) != count:
+            inputs, targets = self.problem.examples("valid", 0, count)
+            self._valid = Batch(inputs.to(self.device), targets.to(self.device))
+        return self._valid
 
     def take(self, position: int, count: int) -> Batch:
         """The `count` examples that follow `position` samples of training: inputs and targets on the device."""

@@ -3,12 +3,13 @@
 In a terminal the line vanishes when the next phase begins; where output is piped, every phase is a plain line.
 """
 
-import time
 from types import TracebackType
 
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+
+from sigexp import clock
+from sigexp.report.terminal import progress_console
 
 WORDS = {
     "data": "drawing data",
@@ -25,8 +26,8 @@ class Phases:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self.now, self.since, self.said = "", time.perf_counter(), ""
-        self.console = Console(stderr=True, highlight=False)
+        self.now, self.since, self.said = "", clock.seconds(), ""
+        self.console = progress_console()
         self.live: Live | None = None
 
     def __enter__(self) -> "Phases":
@@ -54,7 +55,7 @@ class Phases:
 
     def so_far(self) -> dict[str, float]:
         """The seconds of all phases until now, the one under way too."""
-        now = {self.now: self.seconds.get(self.now, 0.0) + time.perf_counter() - self.since} if self.now else {}
+        now = {self.now: self.seconds.get(self.now, 0.0) + clock.seconds() - self.since} if self.now else {}
         return self.seconds | now
 
     def finished(self) -> dict[str, float]:
@@ -63,7 +64,7 @@ class Phases:
         return dict(self.seconds)
 
     def _end(self) -> None:
-        here = time.perf_counter()
+        here = clock.seconds()
         if self.live:
             self.live.stop()
             self.live = None

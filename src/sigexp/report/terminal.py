@@ -3,6 +3,7 @@
 rich leaves colours out where `NO_COLOR` is set.
 """
 
+import io
 import logging
 import math
 import time
@@ -29,6 +30,7 @@ log = logging.getLogger("sigexp")
 REFRESH_S = 0.25  # of the live table, at least
 DONE = "training done"
 CAPTION = ContextVar("CAPTION", default="")  # of one of several runs: stands in its table, no line that stays
+SILENT = ContextVar("SILENT", default=False)  # of a run that takes turns with others
 LINE_S = 1.0  # between two lines where output is piped
 TOP, BOTTOM = 5, 2  # members of a round that the table shows
 EXACT = 1e-5  # a replay's relative deviation that is rounding
@@ -40,6 +42,11 @@ def samples(count: float) -> str:
     if count < 1000:
         return f"{count:.0f}"
     return f"{count / 1000:.3g}k" if count < 999_500 else f"{count / 1e6:.3g}M"
+
+
+def progress_console() -> Console:
+    """Standard error; nothing at all for a run that is to be silent."""
+    return Console(file=io.StringIO()) if SILENT.get() else Console(stderr=True, highlight=False)
 
 
 class Terminal:
@@ -64,7 +71,7 @@ class Terminal:
         self.next = 0.0  # when something may be shown again
         self.latest: RoundRecord | None = None  # that the table does not show yet
         self.table: Segments | str = ""
-        self.console = Console(stderr=True, highlight=False)
+        self.console = progress_console()
         self.reference = f" ({best_reference[0]} {number(best_reference[1], metric)})" if best_reference else ""
         self.live: Live | None = None
         if self.console.is_terminal and not self.console.is_dumb_terminal:

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -10,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sigexp import clock
 from sigexp.population.crew import WorkerLost
 from sigexp.population.feed import Feed
+from sigexp.population.fused import FusedPopulation
 from sigexp.population.optimizers import Schedule
 from sigexp.population.population import Population, Snapshot, join, take
 from sigexp.population.shards import Shards
@@ -21,6 +22,7 @@ from sigexp.search.progress import Progress, recent
 from sigexp.search.records import Diverged, MemberRecord, Outcome, RoundRecord
 
 log = logging.getLogger("sigexp")
+Carried = Population | Shards | FusedPopulation
 MINIBATCHES = 4  # of the trainer's size that the population is given at a time
 MOST_LOST = 3  # times that lost processes are started again
 
@@ -44,25 +46,27 @@ class SearchLoop:
     def __init__(
         self,
         search: Search,
-        population: Population | Shards,
+        population: Carried,
         feed: Feed,
         problem: Problem,
         *,
         hparams: HParams,
         seed: int,
         lr_schedule: str,
-        on_round: Callable[[RoundRecord, Population | Shards], None],
+        on_round: Callable[[RoundRecord, Carried], None],
         on_progress: Callable[[int], None],
         on_pause: Callable[["SearchLoop", bool], None] = lambda loop, begins: None,
+        step: int | None = None,
     ) -> None:
+        """step: examples that the population is given at a time; it changes no result."""
         self.search, self.population, self.feed, self.problem = search, population, feed, problem
         self.start, self.rng, self.lr_schedule = search.start(hparams), np.random.default_rng([seed, 1]), lr_schedule
         self.on_round, self.on_progress, self.on_pause = on_round, on_progress, on_pause
         size = problem.sizes["valid"]
         assert size is not None
-        valid = problem.examples("valid", 0, min(size, search.valid_samples))
-        self.valid = Batch(valid.inputs.to(feed.device), valid.targets.to(feed.device))
-        self.chunk, self.batch_step = MINIBATCHES * int(hparams["batch_size"]), batch_step(int(hparams["batch_size"]))
+        self.valid = feed.validation(min(size, search.valid_samples))
+        self.chunk = step or MINIBATCHES * int(hparams["batch_size"])
+        self.batch_step = batch_step(int(hparams["batch_size"]))
         self.losses: list[list[Tensor]] = []
         self.past: list[list[Candidate]] = []  # what every round trained, as it is recorded
         self.lost = 0
@@ -162,11 +166,11 @@ class SearchLoop:
         count, samples = len(self.now.round.parents), self.now.round.samples
         self.population.schedule = self._schedule()
         while self.now.done < samples:
-            began = time.perf_counter()
+            began = clock.seconds()
             here = min(self.chunk, samples - self.now.done)
             for member, values in enumerate(self.population.advance(self.feed, self.now.position, here)):
                 self.losses[member].append(values)
-            seconds = self.now.round_seconds + time.perf_counter() - began
+            seconds = self.now.round_seconds + clock.seconds() - began
             done, position = self.now.done + here, self.now.position + here
             self.now = replace(self.now, done=done, position=position, round_seconds=seconds)
             self.on_progress(self.now.total + done * count)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from sigexp import clock
 from sigexp.track import folder as folders
 
 KEPT = 2
@@ -44,7 +45,7 @@ class Checkpoints:
 
     def __init__(self, run: Path) -> None:
         self.run, self.folder = run, run / "checkpoints"
-        self.began, self.last, self.spent = time.perf_counter(), 0.0, 0.0
+        self.began, self.last, self.spent = clock.seconds(), 0.0, 0.0
         self.number = max((int(path.stem) for path in self._found()), default=0)
 
     def _found(self) -> list[Path]:
@@ -54,14 +55,15 @@ class Checkpoints:
 
     def due(self, round_begins: bool) -> bool:
         """Whether to save now: when a round begins, unless that has cost too much time so far, and inside long ones."""
-        now = time.perf_counter()
         if self.last == 0.0:
             return True
-        return self.spent <= SHARE * (now - self.began) if round_begins else now - self.last >= EVERY_S
+        if round_begins:
+            return self.spent <= SHARE * (clock.seconds() - self.began)
+        return time.perf_counter() - self.last >= EVERY_S
 
     def save(self, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
         """Write one more, and remove all but the last two."""
-        began = time.perf_counter()
+        began = clock.seconds()
         self.folder.mkdir(exist_ok=True)
         files = self._recorded()
         content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
@@ -74,7 +76,7 @@ class Checkpoints:
             old.unlink(missing_ok=True)
             old.with_suffix(".safetensors").unlink(missing_ok=True)
         self.last = time.perf_counter()
-        self.spent += self.last - began
+        self.spent += clock.seconds() - began
 
     def _recorded(self) -> dict[str, int]:
         """The lengths of the files that grow, which the disk has by then."""

@@ -1,0 +1,190 @@
+"""Jobs of a sweep that differ in hyperparameters or seeds alone, carried out as one population.
+
+Every job is the run that it is alone, in a thread of its own; one thread runs at a time. A run goes on until it asks
+something of its population, and when all have asked, this process's main thread carries it out for all of them
+(population/fused.py). What is the same for all of them they compute once (sharing.py).
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import torch
+
+from sigexp import clock, machine, sharing, stopping, training
+from sigexp import config as configuration
+from sigexp.names import Names
+from sigexp.population.fused import Call, Joint
+from sigexp.population.population import Population
+from sigexp.report import terminal
+from sigexp.sweep_job import Task, do
+from sigexp.track.sweep import Ledger
+
+log = logging.getLogger("sigexp")
+CARRIED = ("lr", "momentum", "weight_decay")  # fields of trainer.optimizer that every member has for itself
+MOST_MEMORY = 0.25  # of what is free, that the members of a group may take
+COPIES = 12  # of a member's numbers that a run holds: optimizer's state, gradients, snapshots, the best so far
+SAVING_S = 1.0  # for each job, when a signal asks them to end
+
+
+class Turn:
+    """A job in a thread of its own, which runs while `take` waits."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.work = work
+        self.values: Mapping[ContextVar[Any], Any] = {}  # of context variables, within the thread
+        self.go, self.back = threading.Semaphore(0), threading.Semaphore(0)
+        self.call: Call | None = None  # what it waits for
+        self.error: BaseException | None = None
+        self.running = self.ended = self.abandoned = False
+        self.spent, self.since = 0.0, 0.0
+        self.handlers: list[logging.Handler] = []
+        self.random = torch.get_rng_state()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        for variable, value in self.values.items():
+            variable.set(value)
+        try:
+            self.work()
+        except BaseException as error:
+            self.error = error
+        self.ended, self.call = True, None
+        self.back.release()
+
+    def take(self) -> None:
+        """Let the job go on until it asks for something, or has ended. What is the process's own, the log's handlers
+        and random numbers, is the job's meanwhile."""
+        others, random = list(log.handlers), torch.get_rng_state()
+        log.handlers[:] = self.handlers
+        torch.set_rng_state(self.random)
+        self.running, self.since = True, time.perf_counter()
+        if self.thread.ident is None:
+            self.thread.start()
+        else:
+            self.go.release()
+        self.back.acquire()
+        self.running = False
+        self.spent += time.perf_counter() - self.since
+        self.handlers, self.random = list(log.handlers), torch.get_rng_state()
+        log.handlers[:] = others
+        torch.set_rng_state(random)
+
+    def ask(self, call: Call) -> Any:
+        """In the job's thread: wait until a call has been carried out."""
+        self.call = call
+        self.back.release()
+        self.go.acquire()
+        self.call = None
+        if self.abandoned:
+            raise KeyboardInterrupt
+        if call.error is not None:
+            raise call.error
+        return call.answer
+
+    def seconds(self) -> float:
+        """The job's own share of the time."""
+        return self.spent + (time.perf_counter() - self.since if self.running else 0.0)
+
+
+def run(tasks: Sequence[Task], ledger: Ledger) -> None:
+    """Carry out a group of jobs. Raises KeyboardInterrupt where a signal ended them, after all have saved."""
+    trainer = tasks[0].config["trainer"]
+    tuned = trainer["tune_allocator"] and machine.tune_allocator()
+    machine.configure_torch(trainer["threads"], trainer["deterministic"])
+    seed = tasks[0].config["seed"]
+
+    def carry(population: Population) -> Any:
+        return training.divided(population, trainer, seed, tuned)[0]
+
+    joint = Joint(carry)
+    store: dict[Any, Any] = {}
+    largest = max(task.config["trainer"]["batch_size"] for task in tasks)
+    with stopping.deferred(stopping.PATIENCE_S + SAVING_S * len(tasks)) as request:
+        turns = []
+        for task in tasks:
+            turn = Turn(partial(do, task, ledger))
+            turn.values = {
+                clock.CLOCK: turn.seconds,
+                sharing.SHARED: sharing.Shared(joint, len(tasks), largest, turn.ask, store),
+                stopping.SHARED: request,
+                terminal.SILENT: True,
+            }
+            turns.append(turn)
+        try:
+            take_turns(turns, joint, request)
+        finally:
+            for turn in turns:  # those that wait where this thread was interrupted
+                if turn.call is not None and not turn.running:
+                    turn.abandoned = True
+                    turn.take()
+            joint.close()
+    machine.release_memory()
+    request.raise_noted()
+    for turn in turns:
+        if turn.error is not None:
+            raise turn.error
+
+
+def take_turns(turns: Sequence[Turn], joint: Joint, request: stopping.Request) -> None:
+    """Until all jobs have ended, or all that had begun where a signal asks for the end."""
+    for turn in turns:
+        if not request:
+            turn.take()
+    while waiting := [turn for turn in turns if turn.call is not None]:
+        began = time.perf_counter()
+        with heard_by(waiting):
+            joint.carry_out([turn.call for turn in waiting if turn.call is not None])
+        share = (time.perf_counter() - began) / len(waiting)
+        for turn in waiting:
+            turn.spent += share
+            turn.take()
+
+
+@contextmanager
+def heard_by(turns: Sequence[Turn]) -> Iterator[None]:
+    """What is logged within goes to the logs of all these jobs."""
+    others = list(log.handlers)
+    log.handlers[:] = [handler for turn in turns for handler in turn.handlers]
+    try:
+        yield
+    finally:
+        log.handlers[:] = others
+
+
+def key(config: Mapping[str, Any], names: Names) -> str:
+    """Equal for jobs that differ in what every member of a population has for itself."""
+    trainer = config["trainer"]
+    optimizer = {name: value for name, value in trainer["optimizer"].items() if name not in CARRIED}
+    rest = {name: value for name, value in trainer.items() if name not in ("optimizer", "batch_size")}
+    common = {name: value for name, value in config.items() if name not in ("seed", "trainer")}
+    return json.dumps([common, rest, optimizer, names.chosen()], sort_keys=True, default=str)
+
+
+def most_jobs(config: Mapping[str, Any], names: Names) -> int:
+    """How many jobs of a kind can be one population; 1 where they cannot, or where nothing would be gained."""
+    if config["trainer"]["compile"] or config["trainer"]["execution"] == "sequential":
+        return 1
+    problem = training.build_problem(config)
+    settings = configuration.build(config["search"], what="search")
+    member = training.first_member(config, names, problem, settings)
+    if draws(member, problem) or any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in member.modules()):
+        return 1
+    bytes_ = 4 * COPIES * config["search"]["members"] * sum(p.numel() for p in member.parameters())
+    free = machine.free_memory_bytes(machine.pick_device(config["device"]))
+    return max(1, int(MOST_MEMORY * free / bytes_))
+
+
+def draws(member: torch.nn.Module, problem: Any) -> bool:
+    """Whether a model draws random numbers while it trains, as dropout does."""
+    inputs = problem.examples("train", 0, 2).inputs
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        before = torch.get_rng_state()
+        member.train()(inputs.clone())
+        return not torch.equal(before, torch.get_rng_state())
