@@ -4,16 +4,22 @@ import json
 import math
 import os
 import signal
-import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
-from sigexp import fusing, sharing
+from sigexp import experiment, fusing
 from sigexp.cli import main
-from sigexp.population.population import Population
-from sigexp.population.unfinished import merge, split
+from sigexp.population.fused import Joint
+from sigexp.population.plan import Plan
+from sigexp.population.population import Population, Snapshot, take
+from sigexp.population.unfinished import advanced, merge, split
+from sigexp.problem import Batch
+from sigexp.report import page
+from sigexp.signal.quality import mse
 from sigexp.track import sweep
 
 SMALL = [
@@ -74,18 +80,27 @@ def same(fused, alone):
     assert all(close(a["best"]["test"][metric], value) for metric, value in b["best"]["test"].items())
 
 
+@pytest.fixture
+def plain(monkeypatch):
+    """Without pictures and pages, which take the most time."""
+    monkeypatch.setattr(experiment, "show", lambda *_: None)
+    monkeypatch.setattr(page, "write", lambda *_: None)
+
+
 SWEEPS = {
     "fixed": ["search=fixed", "search.max_samples=400", "seed=0,1", "trainer.optimizer.lr=0.1,0.3"],
-    "batches": ["search=fixed", "search.max_samples=360", "trainer.batch_size=10,15", "trainer.optimizer.momentum=0,0.9"],
-    "automlp": ["search.members=3", "search.survivors=2", "search.initial_samples=60", "search.max_samples=600", "seed=0,1,2"],
-    "patience": ["search=fixed", "search.max_samples=600", "search.patience=1", "trainer.optimizer.lr=1e-9,0.1,0.2"],
-    "diverging": ["search=fixed", "search.max_samples=400", "trainer.optimizer.lr=1e9,0.1,0.2"],
+    "batches": ["search=fixed", "search.max_samples=360", "trainer.batch_size=10,15"],
+    "automlp": [
+        "search.members=3", "search.survivors=2", "search.initial_samples=60", "search.max_samples=480", "seed=0,1",
+    ],
+    "patience": ["search=fixed", "search.max_samples=600", "search.patience=1", "trainer.optimizer.lr=1e-7,0.2"],
+    "diverging": ["search=fixed", "search.max_samples=400", "trainer.optimizer.lr=100,0.2"],
     "model": ["model=separable", "search=fixed", "search.max_samples=400", "seed=0,1"],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_a_job_comes_to_what_it_comes_to_alone(name, workdir, capsys):
+def test_a_job_comes_to_what_it_comes_to_alone(name, workdir, plain, capsys):
     words = [*SMALL, *SWEEPS[name]]
     code = main([*words, "outputs=fused"])
     said = capsys.readouterr().err
@@ -99,7 +114,86 @@ def test_a_job_comes_to_what_it_comes_to_alone(name, workdir, capsys):
         if whole:
             assert result(folder)["fused"]["jobs"] == len(alone)
             assert result(alone[told])["fused"] is None
-            assert {path.name for path in folder.iterdir() if not path.name.startswith("events")} == FILES
-        assert len(list(folder.glob("events*"))) == 1
     if name == "diverging":
-        assert sum((folder / "result.json").is_file() for folder in fused.values()) == 2
+        assert sum((folder / "result.json").is_file() for folder in fused.values()) == 1
+
+
+def test_every_job_has_a_folder_with_all_files(workdir):
+    assert main([*SMALL, "search=fixed", "search.max_samples=80", "seed=0,1"]) == 0
+    for folder in runs("outputs").values():
+        assert {path.name for path in folder.iterdir() if not path.name.startswith("events")} == FILES
+        assert len(list(folder.glob("events*"))) == 1
+        log = (folder / "run.log").read_text()
+        assert log.count(" INFO command: ") == 1
+        assert log.count(" INFO done: ") == 1
+
+
+@pytest.mark.parametrize("launcher", ["fused", "basic"])
+@pytest.mark.parametrize("search", ["fixed", "automlp"])
+def test_an_interrupted_sweep_goes_on(launcher, search, workdir, plain, monkeypatch, capsys):
+    """In the middle of a round and of minibatches, whose sizes differ: fused again, or each job alone."""
+    words = [*SMALL, *SWEEPS["batches" if search == "fixed" else "automlp"]]
+    words += ["search.round_samples=100", "dataset.size=300"]
+    real, calls = Joint.carry_out, []
+
+    def carry_out(self, asked):
+        calls.append(len(asked))
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        real(self, asked)
+
+    monkeypatch.setattr(Joint, "carry_out", carry_out)
+    assert main([*words, "outputs=fused"]) == 130
+    assert [job.status for job in sweep.read(next(Path("fused/sweeps").iterdir()))] == ["interrupted"] * 2
+    for folder in runs("fused").values():
+        saved = json.loads(max(folder.glob("checkpoints/*.json")).read_text())["checkpoint"]
+        assert 0 < saved["done"] < saved["round"]["samples"]
+    assert "the same command again" in capsys.readouterr().err
+    before = len(calls)
+    assert main([*words, "outputs=fused", f"hydra/launcher={launcher}"]) == 0
+    assert (len(calls) > before) == (launcher == "fused")
+    assert all(count == 2 for count in calls)
+    assert main([*words, "outputs=alone", "hydra/launcher=basic"]) == 0
+    fused, alone = runs("fused"), runs("alone")
+    assert fused.keys() == alone.keys()
+    for told, folder in fused.items():
+        same(folder, alone[told])
+
+
+@pytest.mark.parametrize("way", ["together", "one by one"])
+def test_what_waits_of_members_is_cut_apart_and_put_together(way):
+    """Members that are moved to other populations in the middle of minibatches learn what they would have learned."""
+    inputs = torch.randn(64, 1, 6)
+    batch = Batch(inputs, inputs.flip(2))
+    sizes = {"lr": [0.1, 0.05, 0.2], "momentum": [0.9, 0.0, 0.5], "weight_decay": [0.0] * 3, "batch_size": [8, 12, 20]}
+    hparams = {name: torch.tensor(values) for name, values in sizes.items()}
+    torch.manual_seed(0)
+    modules = [nn.Sequential(nn.Flatten(), nn.Linear(6, 6), nn.Unflatten(1, (1, 6))).double() for _ in range(3)]
+    batch = Batch(*(part.double() for part in batch))
+    whole = Population(modules, loss=mse, metrics={"mse": mse}, optimizer="adam", hparams=hparams, plan=Plan(way=way))
+    whole.step(Batch(*(part[:29] for part in batch)))
+    snapshot = whole.snapshot()
+    pieces = split(snapshot.unfinished[0], 3)
+    assert [advanced(piece) for piece in pieces] == [29] * 3
+    parts = []
+    for rows in ([2, 0], [1]):
+        part = whole.twin()
+        waits = {**merge([pieces[i] for i in rows]), "random": torch.get_rng_state()}
+        part.restore(Snapshot(take(snapshot.members, torch.tensor(rows)), [waits], [part.plan]))
+        part.step(Batch(*(one[29:] for one in batch)))
+        parts.append(part)
+    whole.step(Batch(*(part[29:] for part in batch)))
+    expected, (first, second) = whole.state(), (part.state() for part in parts)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(torch.stack([first[name][1], second[name][0], first[name][0]]), tensor)
+
+
+def test_what_cannot_be_one_population_runs_alone(workdir, plain, capsys, monkeypatch):
+    """Other optimizers, other data, one of a kind; and models that draw random numbers while they train."""
+    words = [*SMALL, "search=fixed", "search.max_samples=40"]
+    assert main([*words, "trainer.optimizer.name=sgd,adam", "dataset.seed=0,1"]) == 0
+    assert "as one population" not in capsys.readouterr().err
+    assert len(runs("outputs")) == 4
+    problem = SimpleNamespace(examples=lambda split, start, stop: Batch(torch.zeros(2, 1, 4), torch.zeros(2, 1, 4)))
+    assert fusing.draws(nn.Sequential(nn.Dropout(0.5)), problem)
+    assert not fusing.draws(nn.Sequential(nn.Conv1d(1, 1, 1)), problem)
