@@ -74,7 +74,8 @@ def _run(
     phases.at("data", checked=False)
     ready = prepare(config, names)
     problem = ready.problem
-    stated = claims.matching(claims_file.load(names.experiment), overrides, names.chosen())
+    known = sharing.once("claims", lambda: claims_file.load(names.experiment))
+    stated = claims.matching(known, overrides, names.chosen())
     sign = folders.signature(config, problem.source, sigexp.__version__)
     folder = again or folders.create(Path(config["outputs"]), names.experiment, names.model, sign)
     with folders.logging_to(folder, command), ExitStack() as stack:
@@ -209,7 +210,8 @@ def summary(
 
 def of_the_lecture(names: Names) -> bool:
     """Whether the experiment is a packaged one, whose `lecture` settings mean something."""
-    return any(choice.name == names.experiment and not choice.own for choice in catalog.choices("experiment"))
+    packaged = sharing.once("packaged", lambda: {one.name for one in catalog.choices("experiment") if not one.own})
+    return names.experiment in packaged
 
 
 def write_config(folder: Path, config: Mapping[str, Any], names: Names, overrides: Sequence[str]) -> None:

@@ -23,6 +23,13 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def room(figure: Figure, lines: int = 1) -> None:
+    """For axes without ticks below titles of some lines; a layout engine takes longer than all the drawing."""
+    width, height = figure.get_size_inches()
+    top = 1 - (0.08 + 0.14 * lines) / height
+    figure.subplots_adjust(0.05 / width, 0.05 / height, 1 - 0.05 / width, top, wspace=0.04)
+
+
 def shades(image: Tensor, like: Tensor | None = None) -> np.ndarray:
     """One image [C, H, W] as RGB [H, W, 3] in 0..1: colours as they are, a single channel in grey between the extremes
     of `like` (by default its own)."""
@@ -59,7 +66,8 @@ def example_rows(problem: Problem, columns: Mapping[str, Tensor]) -> bytes:
         return sequence_rows(columns)
     rows = len(columns["target"])
     height, width = next(iter(columns.values())).shape[-2:]
-    figure = Figure(figsize=(1.7 * len(columns), 1.7 * height / width * rows + 0.2), layout="tight")
+    figure = Figure(figsize=(1.7 * len(columns), 1.7 * height / width * rows + 0.2))
+    room(figure, lines=2)
     axes = figure.subplots(1, len(columns), squeeze=False)[0]
     for axis, (name, images) in zip(axes, columns.items(), strict=True):
         # One scale for a column, so that examples can be compared, and outputs on that of the targets, so that a wrong
@@ -182,7 +190,8 @@ def kernels(model: nn.Module, most: int = 64) -> bytes | None:
     planes = planes / scales
     wide = min(8, len(planes))
     high = -(-len(planes) // wide)
-    figure = Figure(figsize=(max(3.5, 1.1 * wide), max(3.0, 1.1 * high) + 0.3), layout="tight")
+    figure = Figure(figsize=(max(3.5, 1.1 * wide), max(3.0, 1.1 * high) + 0.3))
+    room(figure)
     axis = figure.subplots()
     axis.set_axis_off()
     if planes.ndim == 2:
