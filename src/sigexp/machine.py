@@ -1,6 +1,7 @@
 """The machine a run has: allocator, threads, device, memory, versions. Nothing here happens on import."""
 
 import ctypes
+import functools
 import gc
 import os
 import platform
@@ -144,6 +145,7 @@ def cache_dir() -> Path:
     return (Path(shared) if os.path.isabs(shared) else Path.home() / ".cache") / "sigexp"
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of sigexp, Python and what determines results."""
     names = (

@@ -15,6 +15,7 @@ Axes: P members, B examples, K features, D outputs, S positions.
 """
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.nn.functional as F
@@ -128,8 +129,18 @@ class Moments:
         n = targets[0].numel()
         size = max(1, CHUNK // (self.values + n + self.features * (n // self.outputs)))
         table = inputs.new_empty(len(inputs), self.values)
-        for rows, *chunk in zip(table.split(size), inputs.split(size), targets.split(size), strict=True):
-            torch.index_select(self._products(*self._lines(*chunk)), 1, self._kept, out=rows)
+
+        def fill(rows: Tensor, inputs: Tensor, targets: Tensor) -> None:
+            torch.index_select(self._products(*self._lines(inputs, targets)), 1, self._kept, out=rows)
+
+        # A thread for each chunk, because single operations on a few examples divide badly among threads.
+        threads = torch.get_num_threads() if inputs.device.type == "cpu" else 1
+        chunks = table.split(size), inputs.split(size), targets.split(size)
+        try:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                list(pool.map(fill, *chunks) if threads > 1 else map(fill, *chunks))
+        finally:
+            torch.set_num_threads(threads)
         return table.div_(n)
 
     def _lines(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
