@@ -89,7 +89,8 @@ def test_mutation_stays_in_its_ranges():
 def test_diverged_candidates_rank_last_and_are_replaced():
     h = {"lr": 1.0, "momentum": 0.9, "weight_decay": 0.0, "batch_size": 10}
     pool = [Candidate(0, h, math.inf), Candidate(1, {**h, "lr": 0.5}, 2.0), Candidate(2, h, math.inf)]
-    proposed = settings(AutoMLP, survivors=3).next(pool, np.random.default_rng(0))
+    chosen = settings(AutoMLP, survivors=3)
+    proposed = chosen.next(pool, np.random.default_rng(0), [pool], chosen.start(h))
     assert set(proposed.parents) == {1}
     assert proposed.keep == [1]
 

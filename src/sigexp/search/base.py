@@ -15,11 +15,16 @@ HParams = dict[str, float]  # lr, momentum, weight_decay, batch_size of one memb
 
 @dataclass(frozen=True)
 class Candidate:
-    """A member at the end of a round. `score` is infinite where it diverged."""
+    """A member at the end of a round. `score` is infinite where it diverged. `parent` is the id of the candidate that
+    it went on from, None where it began with fresh weights."""
 
     id: int
     hparams: HParams
     score: float
+    parent: int | None = None
+
+
+Past = Sequence[Sequence[Candidate]]  # of every finished round, the candidates that it trained, in their order
 
 
 @dataclass(frozen=True)
@@ -101,5 +106,8 @@ class Search(ABC):
         """The first round: its members start from fresh weights."""
 
     @abstractmethod
-    def next(self, candidates: Sequence[Candidate], rng: np.random.Generator) -> Round | None:
-        """The round that follows; `None` ends the search. At least one candidate has a finite score."""
+    def next(self, candidates: Sequence[Candidate], rng: np.random.Generator, past: Past, start: Start) -> Round | None:
+        """The round that follows; `None` ends the search. At least one candidate has a finite score.
+
+        A pure function of its arguments, so that a search goes on from a checkpoint as it would have gone on without.
+        """

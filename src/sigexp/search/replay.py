@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sigexp.search.base import Candidate, Recorded, Round, Search, Start
+from sigexp.search.base import Candidate, Past, Recorded, Round, Search, Start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Replay(Search):
     def first(self, start: Start, rng: np.random.Generator) -> Round:
         return self.segment(0, None)
 
-    def next(self, candidates: Sequence[Candidate], rng: np.random.Generator) -> Round | None:
+    def next(self, candidates: Sequence[Candidate], rng: np.random.Generator, past: Past, start: Start) -> Round | None:
         number = candidates[0].id + 1  # one member a round, counted from 0
         return self.segment(number, 0) if number < len(self.segments) else None
 

@@ -98,6 +98,7 @@ class SearchLoop:
         self.valid = Batch(valid.inputs.to(feed.device), valid.targets.to(feed.device))
         self.batch_step = batch_step(int(hparams["batch_size"]))
         self.total = self.position = self.next_id = 0
+        self.past: list[list[Candidate]] = []
         self.train_seconds = 0.0
 
     def run(self) -> Outcome:
@@ -118,7 +119,8 @@ class SearchLoop:
             members = self._score(number, round_, candidates, lineage, train_losses)
             # A batch is cut to a short round's samples, but inherited as it was proposed.
             given = round_.hparams
-            trained = [Candidate(m.id, h, self._score_of(m)) for m, h in zip(members, given, strict=True)]
+            trained = [Candidate(m.id, h, self._score_of(m), m.parent) for m, h in zip(members, given, strict=True)]
+            self.past.append(trained)
             kept = [candidates[i] for i in round_.keep]
             after = self.population.state()
             pool = join(after, take(pool, torch.tensor(round_.keep))) if round_.keep else after
@@ -145,7 +147,7 @@ class SearchLoop:
             if self.search.patience is not None and waited >= self.search.patience:
                 stopped = f"no improvement in {waited} rounds"
                 break
-            following = self.search.next(candidates, self.rng)
+            following = self.search.next(candidates, self.rng, self.past, self.start)
             if following is None:
                 stopped = "search ended"
                 break
