@@ -136,6 +136,11 @@ class Search(ABC):
         order = np.argsort(np.where(np.isfinite(scores), scores, np.inf), kind="stable")
         return [int(i) for i in order if np.isfinite(scores[i])]
 
+    def healthy(self, candidates: Sequence[Candidate], rng: np.random.Generator, past: Past) -> list[int]:
+        """`ranked` of the last round's members; where all of them diverged, of those that were kept."""
+        order = self.ranked(candidates, rng)
+        return [i for i in order if i < len(past[-1])] or order
+
     @abstractmethod
     def first(self, start: Start, rng: np.random.Generator) -> Round:
         """The first round: its members start from fresh weights."""

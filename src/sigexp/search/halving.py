@@ -49,9 +49,10 @@ class Halving(Search):
     def next(self, candidates: Sequence[Candidate], rng: np.random.Generator, past: Past, start: Start) -> Round | None:
         plan = self.plan()
         members, samples = plan[min(len(past), len(plan) - 1)]
-        best = self.ranked(candidates, rng)[:members]
-        # Where fewer are healthy, the places of the diverged are taken by mutated copies of the best.
+        best = self.healthy(candidates, rng, past)[:members]
+        # The places of the diverged are taken by mutated copies of the best; where none is left, of the one kept.
         parents = [best[i % len(best)] for i in range(members)]
-        hparams = [candidates[i].hparams for i in best]
-        hparams += [self.mutate(candidates[i].hparams, start, rng) for i in parents[len(best) :]]
-        return Round(list(parents), hparams, samples)
+        same = [i for i in best if i < len(past[-1])]
+        hparams = [candidates[i].hparams for i in same]
+        hparams += [self.mutate(candidates[i].hparams, start, rng) for i in parents[len(same) :]]
+        return Round(list(parents), hparams, samples, keep=best[:1])

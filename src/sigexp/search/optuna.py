@@ -7,7 +7,6 @@ its score over its parent's, less the round's median, because gains shrink as tr
 """
 
 import math
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ import numpy as np
 from sigexp.fields import did_you_mean
 from sigexp.search.base import Candidate, HParams, Past, Round, Search, Start, divided, latin
 
-SAMPLERS = {"tpe": ("optuna",), "cmaes": ("optuna", "cmaes")}  # and the packages they need
+RECENT = 25  # rounds that TPE learns from: what is best changes as training goes on
+SAMPLERS = {"tpe": "optuna", "cmaes": "cmaes"}  # and the package it needs
 
 
 class Range(NamedTuple):
@@ -34,6 +34,14 @@ class Range(NamedTuple):
         """The value at a share 0..1 of the range."""
         value = self.low * (self.high / self.low) ** share if self.log else self.low + (self.high - self.low) * share
         return float(np.clip(round(value) if self.whole else value, self.low, self.high))
+
+    def share(self, value: float) -> float:
+        """Where a value lies in the range, 0..1; the middle of a range of one value."""
+        if self.low == self.high:
+            return 0.5
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +64,9 @@ class Optuna(Search):
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
             raise ValueError(f"search.sampler={self.sampler}: unknown{did_you_mean(self.sampler, SAMPLERS)}")
-        if missing := [package for package in SAMPLERS[self.sampler] if find_spec(package) is None]:
-            raise ValueError(f"search=optuna needs {' and '.join(missing)}: pip install 'sigexp[optuna]'")
+        if find_spec(SAMPLERS[self.sampler]) is None:
+            needed = f"search=optuna with search.sampler={self.sampler} needs {SAMPLERS[self.sampler]}"
+            raise ValueError(f"{needed}: pip install 'sigexp[optuna]'")
         if self.min_rounds < 1:
             raise ValueError(f"search.min_rounds={self.min_rounds}: expected a whole number of at least 1")
         momentum, decay = self.momentum_range, self.weight_decay_range
@@ -102,9 +111,8 @@ class Optuna(Search):
         best = self.ranked(candidates, rng)[: self.survivors]
         parents = [best[i % len(best)] for i in range(members)]
         inherited = [candidates[i].hparams for i in parents]
-        with quiet():
-            propose = self.by_tpe if self.sampler == "tpe" else self.by_cmaes
-            proposals = propose(members - 1, rng, past, start)
+        propose = self.by_tpe if self.sampler == "tpe" else self.by_cmaes
+        proposals = propose(members - 1, rng, past, start)
         hparams = [merged(h, one, start) for h, one in zip(inherited[1:], proposals, strict=True)]
         return Round(list(parents), [inherited[0], *hparams], samples, keep=best)
 
@@ -113,27 +121,36 @@ class Optuna(Search):
 
         seed = int(rng.integers(2**31))
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.members, multivariate=True)
-        study = optuna.create_study(sampler=sampler)
         space = distributions(self.space(start))
-        for trained, values in zip(past, gains(past), strict=True):
-            study.add_trials([finished(c, value, space) for c, value in zip(trained, values, strict=True)])
-        return [study.ask(space).params for _ in range(count)]
+        with quiet():
+            study = optuna.create_study(sampler=sampler)
+            for trained, values in list(zip(past, gains(past), strict=True))[-RECENT:]:
+                study.add_trials([finished(c, value, space) for c, value in zip(trained, values, strict=True)])
+            return [study.ask(space).params for _ in range(count)]
 
     def by_cmaes(self, count: int, rng: np.random.Generator, past: Past, start: Start) -> list[HParams]:
-        """The sampler's state is what its questions and answers made it, so that they are gone through again."""
-        import optuna
+        """By the package that Optuna's sampler is made of, told of all proposals at once: Optuna would go through every
+        question and answer again, which takes seconds where there are many."""
+        import cmaes
 
-        space, values = distributions(self.space(start)), gains(past)
-        # The run's seed drew them, and every round finds them again.
-        seed = zlib.crc32(repr([c.hparams for c in past[0]]).encode())
-        sampler = optuna.samplers.CmaEsSampler(n_startup_trials=0, seed=seed, warn_independent_sampling=False)
-        study = optuna.create_study(sampler=sampler)
-        study.add_trials([finished(c, value, space) for c, value in zip(past[0], values[0], strict=True)])
-        for answers in values[1:]:
-            asked = [study.ask(space) for _ in answers[1:]]
-            for trial, value in zip(asked, answers[1:], strict=True):
-                study.tell(trial, value)
-        return [study.ask(space).params for _ in range(count)]
+        space = self.space(start)
+        points = [np.array([[r.share(c.hparams[name]) for name, r in space.items()] for c in one]) for one in past]
+        first = points[0][int(np.argmin([c.score for c in past[0]]))]
+        sampler = cmaes.CMA(
+            mean=first, sigma=0.3, bounds=np.tile([0.0, 1.0], (len(space), 1)), seed=int(rng.integers(2**31))
+        )
+        told = [
+            pair
+            for where, values in zip(points[1:], gains(past)[1:], strict=True)
+            for pair in zip(where[1:], values[1:], strict=True)
+        ]
+        size = sampler.population_size
+        for at in range(0, len(told) - size + 1, size):
+            sampler.tell(told[at : at + size])
+        return [
+            {name: r.at(share) for (name, r), share in zip(space.items(), sampler.ask(), strict=True)}
+            for _ in range(count)
+        ]
 
 
 def merged(inherited: HParams, proposed: HParams, start: Start) -> HParams:

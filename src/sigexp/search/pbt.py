@@ -49,15 +49,16 @@ class PBT(Search):
         return Round([None] * self.members, self.spread(start), self.intervals()[0])
 
     def next(self, candidates: Sequence[Candidate], rng: np.random.Generator, past: Past, start: Start) -> Round | None:
-        count = len(candidates)
-        order = self.ranked(candidates, rng)
+        count = len(past[-1])
+        order = self.healthy(candidates, rng, past)
         cut = min(max(1, round(self.quantile * count)), count // 2)
         top, going_on = order[: max(1, cut)], set(order[: count - cut])
         parents = [i if i in going_on else int(rng.choice(top)) for i in range(count)]
         inherited = [candidates[parent].hparams for parent in parents]
         hparams = [h if i in going_on else self.explored(h, start, rng) for i, h in enumerate(inherited)]
         intervals = self.intervals()
-        return Round(list(parents), hparams, intervals[min(len(past), len(intervals) - 1)])
+        samples = intervals[min(len(past), len(intervals) - 1)]
+        return Round(list(parents), hparams, samples, keep=order[:1])  # for a round in which all diverge
 
     def explored(self, hparams: HParams, start: Start, rng: np.random.Generator) -> HParams:
         if self.explore == "resample":
