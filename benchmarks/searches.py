@@ -4,9 +4,9 @@
 
 Every search trains every case with the same number of member-samples, a share of the budget that conf/tune gives the
 case, in the rounds of conf/tune made shorter by the same share. A number is the headline metric on test data, its mean
-over seeds (initial weights, search and data) with the 95 % interval by Student's t. Two starts: `tuned`, the learning rate
-of conf/tune and its range; `low`, a tenth of it with a range of 1.5 decades to both sides, as one who does not know it
-would search. `fixed` trains one member with the learning rate it is given: under `tuned` it knows the answer.
+over seeds (initial weights, search and data) with the 95 % interval by Student's t. Two starts: `tuned`, the learning
+rate of conf/tune and its range; `low`, a tenth of it with a range of 1.5 decades to both sides, as one who does not
+know it would search. `fixed` trains one member with the learning rate it is given: under `tuned` it knows the answer.
 `rank` is the mean over cases of a search's place among the others, 1 is the best. `s`: seconds of training, which
 include calibration where a plan was not known.
 """
