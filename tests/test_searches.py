@@ -251,6 +251,15 @@ def test_optuna_with_one_choice_or_none(sampler, fields):
 
 
 @needs_optuna
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes"])
+def test_optuna_learns_from_batch_sizes_that_were_cut(sampler):
+    chosen = settings(Optuna, sampler=sampler, batch_min=9, batch_max=19)
+    pool = [Candidate(i, {**H, "batch_size": size}, 1.0) for i, size in enumerate((3, 9, 19, 40))]
+    proposed = after(chosen, pool)
+    assert all(9 <= h["batch_size"] <= 19 for h in proposed.hparams[1:])
+
+
+@needs_optuna
 def test_optuna_proposes_momentum_and_weight_decay_where_ranges_are_given():
     chosen = settings(Optuna, momentum_range=(0.5, 0.8), weight_decay_range=(1e-5, 1e-3), max_samples=3000)
     seen = [c.hparams for r in play(chosen, lambda h, parent, i: 1.0 - h["momentum"]).past for c in r]

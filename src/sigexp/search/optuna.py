@@ -33,12 +33,18 @@ class Range(NamedTuple):
     def at(self, share: float) -> float:
         """The value at a share 0..1 of the range."""
         value = self.low * (self.high / self.low) ** share if self.log else self.low + (self.high - self.low) * share
-        return float(np.clip(round(value) if self.whole else value, self.low, self.high))
+        return self.inside(value)
+
+    def inside(self, value: float) -> float:
+        """The value, or what is nearest to it in the range."""
+        value = min(max(round(value) if self.whole else value, self.low), self.high)
+        return int(value) if self.whole else float(value)
 
     def share(self, value: float) -> float:
         """Where a value lies in the range, 0..1; the middle of a range of one value."""
         if self.low == self.high:
             return 0.5
+        value = self.inside(value)
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
@@ -121,11 +127,17 @@ class Optuna(Search):
 
         seed = int(rng.integers(2**31))
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.members, multivariate=True)
-        space = distributions(self.space(start))
+        ranges = self.space(start)
+        space = distributions(ranges)
         with quiet():
             study = optuna.create_study(sampler=sampler)
             for trained, values in list(zip(past, gains(past), strict=True))[-RECENT:]:
-                study.add_trials([finished(c, value, space) for c, value in zip(trained, values, strict=True)])
+                # What was trained with may lie outside: batch sizes are rounded, and cut to short rounds.
+                params = [{name: r.inside(c.hparams[name]) for name, r in ranges.items()} for c in trained]
+                study.add_trials(
+                    optuna.trial.create_trial(params=one, distributions=space, value=value)
+                    for one, value in zip(params, values, strict=True)
+                )
             return [study.ask(space).params for _ in range(count)]
 
     def by_cmaes(self, count: int, rng: np.random.Generator, past: Past, start: Start) -> list[HParams]:
@@ -181,14 +193,6 @@ def distributions(space: dict[str, Range]) -> dict[str, Any]:
         else FloatDistribution(r.low, r.high, log=r.log)
         for name, r in space.items()
     }
-
-
-def finished(candidate: Candidate, value: float, space: dict[str, Any]) -> Any:
-    """A member's round as a trial of Optuna's."""
-    import optuna
-
-    params = {name: candidate.hparams[name] for name in space}
-    return optuna.trial.create_trial(params=params, distributions=space, value=value)
 
 
 @contextmanager
