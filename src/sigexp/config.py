@@ -120,7 +120,9 @@ SETTINGS = tuple(paths_of(Config))
 
 
 def register() -> None:
-    ConfigStore.instance().store(group="schema", name="config", node=Config, provider="sigexp")
+    node = OmegaConf.structured(Config)
+    OmegaConf.set_struct(node.search, False)  # a search's YAML may have fields of its own, which `check` judges
+    ConfigStore.instance().store(group="schema", name="config", node=node, provider="sigexp")
 
 
 def target_of(node: Mapping[str, Any], what: str) -> Callable[..., Any]:
@@ -225,8 +227,8 @@ def check(config: Mapping[str, Any]) -> None:
         own = inspect.signature(target_of(given, section)).parameters if section == "search" else {}
         for name in given:
             if name not in schema.__dataclass_fields__ and name not in own:
-                whole = f"{section}.{name}"
-                raise ConfigError(f"{whole}: no such field{setting_meant(whole, SETTINGS)}")
+                whole, more = f"{section}.{name}", [f"{section}.{field}" for field in own]
+                raise ConfigError(f"{whole}: no such field{setting_meant(whole, [*SETTINGS, *more])}")
     if config["device"].partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
         raise ConfigError(f"device={config['device']}: expected auto, cpu, cuda, cuda:NUMBER or mps")
     _one_of("trainer.optimizer.name", optimizer["name"], ("sgd", "adam", "adamw"))

@@ -27,9 +27,4 @@ class Random(Fixed):
     """Learning rates log-uniform within `lr_decades` of the trainer's, batch sizes within a factor of 2 of it."""
 
     def choose(self, start: Start, rng: np.random.Generator) -> list[HParams]:
-        def one() -> HParams:
-            lr = start.hparams["lr"] * 10 ** rng.uniform(-self.lr_decades, self.lr_decades)
-            batch_size = start.hparams["batch_size"] * 2 ** rng.uniform(-1, 1)
-            return start.clip({**start.hparams, "lr": lr, "batch_size": batch_size})
-
-        return [one() for _ in range(self.members)]
+        return [self.drawn(start, rng.random(2)) for _ in range(self.members)]
