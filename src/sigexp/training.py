@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from sigexp import config as configuration
-from sigexp import evaluation, fitting, machine, starts
+from sigexp import evaluation, fitting, machine, starts, weighing
 from sigexp.config import ConfigError
 from sigexp.names import Names
 from sigexp.population.calibrate import Calibration, Wanted, calibrate
@@ -25,7 +25,7 @@ from sigexp.report.board import Board
 from sigexp.report.phases import Phases
 from sigexp.report.terminal import Terminal, best_reference
 from sigexp.report.wording import counted
-from sigexp.search.base import HParams
+from sigexp.search.base import HParams, Search
 from sigexp.search.rounds import Outcome, RoundRecord, SearchLoop
 from sigexp.track import folder as folders
 
@@ -49,12 +49,20 @@ def prepare(config: Mapping[str, Any], names: Names) -> Ready:
     device = torch.device(machine.pick_device(config["device"]))
     problem = expected(configuration.build(config["dataset"], what="dataset"), config["dataset"]["_target_"])
     shapes = problem.shapes()
+    weighing.check_examples(config, problem, shapes)
     settings = configuration.build(config["search"], what="search")
+    if not isinstance(settings, Search):
+        raise ConfigError(f"search: {config['search']['_target_']} is no search of sigexp.search.base")
     try:
-        first = initial_model(config, shapes, config["seed"], settings.origin(0))
+        with weighing.building(names.model):
+            first = initial_model(config, shapes, config["seed"], settings.origin(0))
+        if isinstance(first, nn.Module):
+            weighing.check_members(config, first, shapes, names.model, str(device))
         fitting.check(first, problem, names.model)
         others = map(settings.origin, range(1, settings.members))
         members = [first, *(initial_model(config, shapes, config["seed"], member) for member in others)]
+    except weighing.TooHeavy:
+        raise
     except ValueError as error:
         fit = ", ".join(fitting.fitting(problem, config["footprint"]))
         raise ConfigError(f"{error}\nmodels that fit {names.dataset}: {fit or 'none'}") from error
