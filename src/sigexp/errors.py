@@ -53,7 +53,7 @@ def explanation(error: BaseException) -> tuple[int, str]:
 
 def first_lines(error: BaseException, most: int = 2) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "\n".join(lines[:most]) or type(error).__name__
+    return "\n".join(line[:400] for line in lines[:most]) or type(error).__name__
 
 
 def _in_override(error: BaseException) -> str:
