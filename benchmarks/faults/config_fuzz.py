@@ -96,7 +96,7 @@ NUMBERS = (
 WORDS = (
     "''", "x", "many", "[]", "[1]", "[1,2]", "[2,1]", "[0,0]", "[-1,3]", "[nan,1]", "[1,inf]", "[1,2,3]", "[[1],[2]]",
     "[a,b]", "[1000000000,1000000000]", "[1e300,1e300]", "{a:1}", "'\x1b[2J'", "größe", "'a b'", "${seed}", "relu",
-    "half", "synthetic", "/", "~", "~nobody", "..", "'" + "y" * 4000 + "'", "'\x00'", "BGGR", "max",
+    "half", "synthetic", "/", "~", "~nosuchuser", "..", "'" + "y" * 4000 + "'", "'\x00'", "BGGR", "max",
 )  # fmt: skip
 
 
@@ -125,7 +125,7 @@ def judged(kind: str, outcome: Outcome, given_: Sequence[str]) -> bool:
     """Whether a command ended as it may: a learning rate that explodes is no wrong setting, and exit code 3."""
     learned = outcome.ran() or (outcome.code == 3 and "Traceback" not in outcome.err)
     # Two valid settings may contradict each other, but the message then names one of them.
-    names = [word.lstrip("+~").partition("=")[0] for word in given_]
+    names = [word.lstrip("+~").partition("=")[0].removesuffix("._target_") for word in given_]
     named = any(name.rpartition(".")[2] in outcome.err for name in names if name)
     refused = outcome.refused() and (named or any(word in outcome.err for word in given_) or "model=" in outcome.err)
     return {"valid": learned or refused, "wrong": refused, "either": learned or refused}[kind]
