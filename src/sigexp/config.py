@@ -122,7 +122,7 @@ def shown(value: Any) -> str:
 
 
 def beyond(value: Any) -> bool:
-    """Whether a value is, or holds, NaN, an infinity or a whole number of more than 64 bits."""
+    """Whether a value is, or holds, NaN, an infinity or a number beyond 2^63."""
     if isinstance(value, (list, tuple)):
         return any(map(beyond, value))
     return isinstance(value, (int, float)) and not abs(value) < 2**63
@@ -181,8 +181,8 @@ def check_fields(node: Mapping[str, Any], what: str) -> None:
         annotation = hints.get(name, Any)
         if not accepts(annotation, value):
             raise ConfigError(f"{what}.{name}={shown(value)}: expected {describe(annotation)}")
-        if beyond(value):
-            raise ConfigError(f"{what}.{name}={shown(value)}: expected finite numbers that fit into 64 bits")
+        if what != "search" and beyond(value):  # its numbers have ranges
+            raise ConfigError(f"{what}.{name}={shown(value)}: expected finite numbers below 2^63")
     missing = [name for name, p in keywords.items() if p.default is p.empty and name not in node]
     if missing:
         raise ConfigError(f"{what}: field {missing[0]!r} is missing; give {what}.{missing[0]}=...")

@@ -1,5 +1,6 @@
 """The loop every search runs in: train a round, score it, keep the best, ask for the next."""
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from sigexp.population.shards import Shards
 from sigexp.problem import Batch, Problem
 from sigexp.search.base import Candidate, HParams, Round, Search
 
+log = logging.getLogger("sigexp")
 MINIBATCHES = 4  # that the population is given at a time
 
 
@@ -116,6 +118,8 @@ class SearchLoop:
             seconds = time.perf_counter() - began
             self.train_seconds += seconds
             members = self._score(number, round_, candidates, lineage, train_losses)
+            if sick := [m.id for m in members if m.diverged]:
+                log.warning("round %d: diverged, and rank last: members %s", number + 1, ", ".join(map(str, sick)))
             # A batch is cut to a short round's samples, but inherited as it was proposed.
             given = round_.hparams
             trained = [Candidate(m.id, h, self._score_of(m)) for m, h in zip(members, given, strict=True)]
