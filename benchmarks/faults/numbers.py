@@ -190,7 +190,7 @@ def rows(short: bool) -> list[Row]:
 def selection() -> list[Row]:
     """AutoMLP seeds diverged survivors anew and logs it; where all members diverge the exit code is 3, with advice."""
     base = ["experiment=gaussian", *TINY, *SMALL["gaussian"], "search.max_samples=400", "search.members=6"]
-    wild = [*base, "search.survivors=4", "search.lr_decades=25", "search.lr_max=1e30"]
+    wild = [*base, "search.survivors=6", "search.lr_decades=25", "search.lr_max=1e30"]
     with tempfile.TemporaryDirectory() as folder:
         record, log = run(wild, Path(folder))
     anew = bool(record) and "diverged, and rank last: members" in log and "seeded anew from members" in log

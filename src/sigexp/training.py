@@ -4,7 +4,7 @@ import logging
 import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,26 @@ def prepare(config: Mapping[str, Any], names: Names) -> Ready:
         raise ConfigError(f"{error}\nmodels that fit {names.dataset}: {fit or 'none'}") from error
     if config["trainer"]["start"] == "least_squares":
         starts.two_layers(first)  # a ValueError says why not
+    if fitting.needs_two(first, problem):
+        settings = with_pairs(config, settings, names.model)
     return Ready(problem, shapes, settings, members, device)
+
+
+def with_pairs(config: Mapping[str, Any], settings: Search, model: str) -> Search:
+    """The search for a model that cannot learn from one example alone; raises `ConfigError` where it would have to."""
+    batch, first = config["trainer"]["batch_size"], "initial_samples" not in settings.unused
+    for name, value, samples in (
+        ("trainer.batch_size", batch, batch),
+        ("search.round_samples", settings.round_samples, settings.round_samples),
+        ("search.initial_samples", settings.initial_samples, settings.initial_samples if first else 2),
+        ("search.max_samples", settings.max_samples, settings.max_samples // settings.members),
+        ("search.max_samples", settings.max_samples, settings.first_samples() if first else 2),
+    ):
+        if samples < 2:
+            raise ConfigError(
+                f"{name}={value}: model={model} normalises over minibatches, of two examples at least; give more"
+            )
+    return replace(settings, batch_min=max(2, settings.batch_min))
 
 
 def initial_model(config: Mapping[str, Any], shapes: tuple, seed: int, member: int) -> nn.Module:

@@ -153,7 +153,7 @@ class SearchLoop:
             if following is None:
                 stopped = "search ended"
                 break
-            if self._within_budget(following).samples < 1:
+            if self._within_budget(following).samples < min(2, self.search.batch_min):
                 break
             round_ = following
         return Outcome(best, best_state, self.total, self.train_seconds, number, stopped)
