@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sigexp.layers.padding import GlobalMax
-from sigexp.models.fit import MOST_CHANNELS, MOST_DILATION, MOST_LAYERS, Shape, at_least, classes, images, odd
+from sigexp.models.fit import MOST_DILATION, MOST_LAYERS, Shape, at_least, classes, images, odd
 
 
 def vgg(
@@ -32,8 +32,9 @@ def vgg(
     images("vgg", input_shape, target_shape)
     number = classes("vgg", input_shape, target_shape)
     logits = number if outputs is None else outputs
-    if not number <= logits <= MOST_CHANNELS:
-        raise ValueError(f"model.outputs={outputs}: expected the number of classes, {number}, to {MOST_CHANNELS:,}")
+    if logits < number:
+        raise ValueError(f"model.outputs={outputs}: expected at least the number of classes, {number}")
+    at_least("outputs", 1, logits)
     at_least("channels", 1, *channels)
     at_least("hidden", 1, hidden)
     height, width = (n // 2 ** len(channels) for n in input_shape[1:])
