@@ -122,3 +122,17 @@ def test_one_example_tells_what_a_block_takes(monkeypatch):
     with pytest.raises(ValueError, match="drawn 250 at a time"):
         blockwise(draw, seed=0)("train", torch.arange(2))
     assert asked == [1]
+
+
+def test_a_minibatch_of_all_members_that_does_not_fit_is_learned_one_by_one(little_memory):
+    words = ["experiment=circle_square", *config_fuzz.TINY, *config_fuzz.SMALL["circle_square"]]
+    outcome = command([*words, "trainer.execution=together", "trainer.memory_limit=1e-6"])
+    assert outcome.ran(), outcome.err
+
+
+def test_a_model_that_needs_two_examples_is_refused_one_before_the_folder_is_made(little_memory):
+    words = ["experiment=circle_square", *config_fuzz.TINY, *config_fuzz.SMALL["circle_square"]]
+    for word in ("trainer.batch_size=1", "search.initial_samples=1", "search.max_samples=6"):
+        outcome = command([*words, word])
+        assert outcome.refused(), outcome
+        assert word in outcome.err
