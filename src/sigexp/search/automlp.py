@@ -5,12 +5,15 @@ A round trains the survivors and a clone of each with learning rate and batch si
 next survivors are the best of these and of the survivors as they were before the round, so the best is never lost.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from sigexp.search.base import Candidate, Past, Round, Search, Start
+
+log = logging.getLogger("sigexp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +25,9 @@ class AutoMLP(Search):
         best = self.ranked(candidates, rng)[: self.survivors]
         # Where fewer than `survivors` are healthy, the diverged are seeded anew from the best.
         parents = [best[i % len(best)] for i in range(self.survivors)]
+        if len(best) < self.survivors:
+            anew = ", ".join(str(candidates[i].id) for i in parents[len(best) :])
+            log.warning("%d survivors diverged: seeded anew from members %s", self.survivors - len(best), anew)
         clones = [self.mutate(candidates[i].hparams, start, rng) for i in parents]
         hparams = [candidates[i].hparams for i in parents] + clones
         return Round([*parents, *parents], hparams, self.round_samples, keep=best)

@@ -7,6 +7,7 @@ every search, and a search can be resumed from its random generator and its cand
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -77,7 +78,12 @@ def divided(total: int, most: int, least: int = 1) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Search(ABC):
-    """A search, as the fields of `conf/search/*.yaml`; `sigexp.config.Search` gives their meaning and defaults."""
+    """A search, as the fields of `conf/search/*.yaml`; `sigexp.config.Search` gives their meaning and defaults.
+
+    unused: those that it has no use for, so that setting one of them is no mistake that goes unseen.
+    """
+
+    unused: ClassVar[tuple[str, ...]] = ()
 
     members: int
     survivors: int
