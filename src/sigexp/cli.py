@@ -47,7 +47,10 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def say(message: str) -> None:
-    print(f"sigexp: {message}", file=sys.stderr)
+    """An error's lines on standard error; names out of a folder steer no terminal."""
+    from sigexp.track.documents import printable
+
+    print("\n".join(map(printable, f"sigexp: {message}".split("\n"))), file=sys.stderr)
 
 
 def command(words: list[str]) -> int:

@@ -103,7 +103,7 @@ def restored(folder: Path, settings: Sequence[str], trust: Sequence[str]) -> tup
 def names_in(found: Any, path: Path) -> Names:
     """The names of a run, which become folders: plain words only."""
     chosen = [found.get(key) if isinstance(found, Mapping) else None for key in ("experiment", "dataset", "model")]
-    if not all(isinstance(name, str) and re.fullmatch(r"\w[\w.@-]*", name) for name in chosen):
+    if not all(isinstance(name, str) and re.fullmatch(r"\w[\w.@-]{0,99}", name) for name in chosen):
         raise ValueError(f"{path}: damaged, or none of sigexp's (names: {str(found)[:80]!r})")
     experiment, dataset, model = map(str, chosen)
     return Names(experiment, dataset, model, "replay")
@@ -119,10 +119,14 @@ def segments(folder: Path, best: object, max_samples: int) -> tuple[list[dict[st
 
     members = record.members(folder)
     line = winning_line(members, best)
-    if not line or line[0].parent is not None or line[0].round != 1:
+    whole = line and line[0].parent is None and line[0].round == 1 and line[-1].round <= len(members)
+    if not whole:
         raise ValueError(f"{folder}: rounds.jsonl is damaged: it does not lead from the best member to the first round")
     begin, position = {1: 0}, {1: 0}  # of every round: member-samples of the search before it, its first example
-    rounds = {n: [member for member in members if member.round == n] for n in range(1, line[-1].round + 1)}
+    rounds: dict[int, list[record.Member]] = {n: [] for n in range(1, line[-1].round + 1)}
+    for member in members:
+        if member.round in rounds:
+            rounds[member.round].append(member)
     for number, round_ in rounds.items():
         end = int(round_[0].total_samples) if round_ else 0
         begin[number + 1] = end
