@@ -17,8 +17,7 @@ from sigexp.cli import main
 from sigexp.report import compare, compare_tables
 from sigexp.track import record
 from sigexp.track.find import find
-from sigexp.track.record import printable
-from sigexp.track.record import Unreadable, read
+from sigexp.track.record import Unreadable, printable, read
 
 VALUES = {"linear": [0.11, 0.13, 0.18], "deep": [0.05, 0.06, 0.04]}
 

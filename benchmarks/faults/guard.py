@@ -1,0 +1,134 @@
+"""A child process in which nothing may happen but reading: what it tries is seen by Python's audit events, and stopped.
+
+A child is forked for a list of calls, so that it has everything imported that they need; the hook is installed in it
+and ends with it. See https://docs.python.org/3/library/audit_events.html.
+"""
+
+import contextlib
+import io
+import json
+import os
+import resource
+import sys
+import sysconfig
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+FORBIDDEN = (
+    "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.fork", "os.forkpty", "os.startfile", "pty.spawn",
+    "subprocess.Popen", "socket.", "pickle.find_class", "webbrowser.open", "ftplib.", "urllib.", "smtplib.",
+)  # fmt: skip
+CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod",
+           "os.chown", "os.utime", "shutil.")  # fmt: skip
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+SECONDS = 60  # of processor time that a child may take
+BYTES = 3 * 2**30  # of memory
+
+
+class Outcome(NamedTuple):
+    """What came of a call: its exit code (None: it did not end), what it printed, what it tried, memory it grew by."""
+
+    code: int | None
+    out: str
+    err: str
+    tried: list[str]
+    grown_bytes: int
+
+
+Call = Callable[[], int]
+
+
+class Guard:
+    """An audit hook: `tried` are the forbidden things that were attempted, each of which is stopped."""
+
+    def __init__(self, writable: Sequence[Path], secret: Path):
+        self.writable = [os.path.realpath(path) for path in writable]
+        self.secret, self.tried, self.busy = os.path.realpath(secret), list[str](), False
+        places = (sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), Path(__file__).parents[2], "/usr/lib")
+        self.code = [os.path.realpath(place) for place in places]
+
+    def __call__(self, event: str, args: tuple[Any, ...]) -> None:
+        if self.busy:
+            return
+        self.busy = True
+        try:
+            wrong = self.wrong(event, args)
+        finally:
+            self.busy = False
+        if wrong:
+            self.tried.append(wrong)
+            raise PermissionError(f"stopped: {wrong}")
+
+    def wrong(self, event: str, args: tuple[Any, ...]) -> str:
+        """What is forbidden about an event, '' for nothing."""
+        if event.startswith(FORBIDDEN) and event != "socket.gethostname":
+            return f"{event} {str(args)[:100]}"
+        if event == "open" and isinstance(args[0], str | bytes):
+            path, flags = os.path.realpath(os.fsdecode(args[0])), args[2] or 0
+            if path.startswith(self.secret) and not flags & os.O_NOFOLLOW:
+                return f"read {path}"
+            own = (os.devnull, f"/proc/{os.getpid()}/clear_refs")  # the latter starts the count of peak memory anew
+            if flags & WRITING and path not in own and not inside(path, self.writable):
+                return f"write {path}"
+        if event.startswith(CHANGES):
+            paths = [os.path.realpath(os.fsdecode(arg)) for arg in args[:2] if isinstance(arg, str | bytes)]
+            return next((f"{event} {path}" for path in paths if not inside(path, self.writable)), "")
+        if event == "ctypes.dlopen" and args[0] and os.path.isabs(str(args[0])):
+            return "" if inside(os.path.realpath(str(args[0])), self.code) else f"{event} {args[0]}"
+        if event == "exec":
+            name = getattr(args[0], "co_filename", "")
+            strange = os.path.isfile(name) and not inside(os.path.realpath(name), self.code)
+            return f"run {name}" if strange else ""
+        return ""
+
+
+def inside(path: str, places: Sequence[str]) -> bool:
+    return any(path == place or path.startswith(f"{place}{os.sep}") for place in places)
+
+
+def watched(
+    calls: Sequence[Call], where: Path, writable: Sequence[Path], secret: Path, *, trusted: bool = False
+) -> list[Outcome]:
+    """Carry out calls in a child, in the folder `where`; only in `writable` it may write. Calls behind one that ended
+    the child have the code None. trusted: nothing is watched."""
+    with tempfile.TemporaryFile() as file:
+        child = os.fork()
+        if child == 0:
+            try:
+                os.chdir(where)
+                resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+                resource.setrlimit(resource.RLIMIT_DATA, (BYTES, BYTES))
+                guard = Guard(writable, secret)
+                if not trusted:
+                    sys.addaudithook(guard)
+                for call in calls:
+                    file.write(json.dumps(one(call, guard)).encode() + b"\n")
+                    file.flush()
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        file.seek(0)
+        found = [Outcome(*json.loads(line)) for line in file.read().splitlines()]
+    return [*found, *(Outcome(None, "", "the process ended", [], 0) for _ in range(len(calls) - len(found)))]
+
+
+def one(call: Call, guard: Guard) -> Outcome:
+    """A call's outcome; an exception is told as the code -1."""
+    out, err = io.StringIO(), io.StringIO()
+    before, guard.tried = peak(), []
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code: int = call()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+            code = -1
+    return Outcome(code, out.getvalue(), err.getvalue(), guard.tried, peak() - before)
+
+
+def peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

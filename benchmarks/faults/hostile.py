@@ -1,0 +1,368 @@
+"""Folders from a stranger: whatever they hold, no code of theirs runs, nothing is started, sent, or written elsewhere.
+
+Every case is a copy of one good run, poisoned (`hostile_cases`), on which every verb that reads a folder is carried out
+under an audit hook (`guard`). A verb refuses it with a reason and exit code 2, or shows it harmlessly. And the user's
+own run, with his own dataset and model in ./conf, still loads, applies, reruns and replays.
+
+    python -m benchmarks.faults hostile
+"""
+
+import os
+import random
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from html.parser import HTMLParser
+from pathlib import Path
+
+from benchmarks.faults import hostile_cases as cases
+from benchmarks.faults.guard import Call, Outcome, watched
+from benchmarks.faults.hostile_cases import Case
+from benchmarks.faults.table import Row
+
+TINY = [
+    "experiment=gaussian", "dataset.image_size=24", "footprint=5", "dataset.size=40", "dataset.test_size=4",
+    "search.max_samples=120", "search.members=2", "search.survivors=1", "search.initial_samples=20",
+    "search.round_samples=20", "search.valid_samples=10", "trainer.batch_size=10", "trainer.threads=1",
+    "trainer.processes=1", "trainer.tune_allocator=false",
+]  # fmt: skip
+SHOWING = ("inspect", "report", "compare", "csv")
+READING = (*SHOWING, "apply", "rerun", "replay", "load")
+MOST_BYTES = 2**30  # that a verb may grow by on a folder of a few kB
+SHORT = 3  # of how many cases the short form takes one
+STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def rows(short: bool) -> list[Row]:
+    """Every family of cases, and the user's own run."""
+    warm()
+    with tempfile.TemporaryDirectory(prefix="hostile-") as name:
+        root = Path(name)
+        good = made(root)
+        found: dict[str, list[str]] = {}
+        for case in chosen(short):
+            found.setdefault(case.what, []).extend(f"{case.name}: {said}" for said in tried(case, good, root))
+        found |= typed(good, root, short)
+        found["the user's own run, with a conf of his own"] = own(root)
+    table = []
+    for what, told in found.items():
+        wrong = [line.removesuffix(" ") for line in told if not line.endswith(": fine")]
+        for line in wrong:
+            print(f"{what}: {line}", file=sys.stderr)
+        table.append(Row(what, len(told), len(told) - len(wrong), "; ".join(wrong[:2])[:200]))
+    return table
+
+
+def warm() -> None:
+    """Import what the verbs need, and keep the machine's settings as they are, before anything is forked."""
+    import torch
+
+    import sigexp.api
+    import sigexp.converting
+    import sigexp.experiment
+    import sigexp.report.compare_tables
+    import sigexp.report.page
+    import sigexp.rerunning  # noqa: F401
+
+    torch.set_num_threads(1)
+    os.environ["SIGEXP_NATIVE"] = "0"  # else a compiler is started
+
+
+def made(root: Path) -> Path:
+    """The one good run."""
+    from sigexp.cli import main
+
+    work = root / "good"
+    work.mkdir()
+    (outcome,) = watched([lambda: main([*TINY])], work, [], root / "secret", trusted=True)
+    assert outcome.code == 0, outcome
+    (folder,) = (work / "outputs/gaussian/linear").iterdir()
+    return folder
+
+
+def chosen(short: bool) -> list[Case]:
+    from sigexp.verbs import VERBS
+
+    found = [*cases.code(), *cases.paths(), *cases.bombs(), *cases.markup()]
+    found += cases.checkpoints() if "resume" in VERBS else []
+    return random.Random(0).sample(found, len(found) // SHORT) if short else found
+
+
+def tried(case: Case, good: Path, root: Path) -> list[str]:
+    """What is wrong with each verb on a poisoned copy; 'VERB: fine' where nothing is."""
+    from sigexp.verbs import VERBS
+
+    work = Path(tempfile.mkdtemp(dir=root))
+    run, outside = work / "run", work / "outside"
+    shutil.copytree(good, run)
+    case.poison(run, outside)
+    (work / "out").mkdir()
+    verbs = ("resume",) if case.what == "checkpoints" else (*READING, *(("resume",) if "resume" in VERBS else ()))
+    told = []
+    for verb in verbs:
+        inside = "conf" in case.name and verb in cases.BUILDS
+        outcome = watched(
+            [partial(carry_out, verb, run, work)],
+            run if inside else work,
+            [work / "out", run, work / "outputs"],
+            outside,
+        )[0]
+        told.append(f"{verb}: {judged(outcome, verb in case.refused, work / 'out')}")
+    shutil.rmtree(work)
+    return told
+
+
+def carry_out(verb: str, run: Path, work: Path) -> int:
+    """A verb on a run's folder: the exit code."""
+    from sigexp.cli import main
+
+    out = work / "out"
+    words = {
+        "inspect": [run], "report": [run, "-o", out / "page.html"], "compare": [run, "--html", out / "compare.html"],
+        "csv": [run, "--csv"], "apply": [run, picture(work), "-o", out / "applied"], "rerun": [run, "--cfg", "job"],
+        "replay": [run], "resume": [run],
+    }  # fmt: skip
+    if verb == "load":
+        return loaded(run, out / "notebook.html")
+    if verb == "replay":
+        return accepted([verb, str(run)])
+    if verb in SHOWING:
+        os.environ["FORCE_COLOR"] = "1"  # the terminal's form, whose own colours are taken out before it is judged
+    return main(["compare" if verb == "csv" else verb, *map(str, words[verb])])
+
+
+class Accepted(BaseException):
+    """A config was accepted, and training would begin."""
+
+
+def accepted(words: list[str]) -> int:
+    """A verb up to where training would begin, which takes seconds and is the same for every folder."""
+    from sigexp import cli
+
+    def stop(*_: object) -> None:
+        raise Accepted
+
+    cli.start = stop
+    try:
+        return cli.main(words)
+    except Accepted:
+        return 0
+
+
+def picture(work: Path) -> Path:
+    import numpy as np
+    import PIL.Image
+
+    path = work / "out/picture.png"
+    if not path.exists():
+        PIL.Image.fromarray(np.arange(24 * 24, dtype=np.uint8).reshape(24, 24)).save(path)
+    return path
+
+
+def loaded(run: Path, page: Path) -> int:
+    """What a notebook does with a folder: load it, look at it, predict; 2 where that is refused."""
+    import numpy as np
+
+    import sigexp
+
+    try:
+        result = sigexp.load(run)
+        print(repr(result))
+        page.write_text(f"<!doctype html><table></table>{result._repr_html_()}", encoding="utf-8")
+        result.predict(np.zeros((24, 24), np.float32))
+    except ValueError as error:
+        print(repr(str(error))[:500], file=sys.stderr)
+        return 2
+    return 0
+
+
+def judged(outcome: Outcome, must_refuse: bool, out: Path) -> str:
+    """What is wrong with an outcome; 'fine' where nothing is."""
+    if outcome.tried:
+        return f"tried to {'; '.join(outcome.tried[:2])}"
+    if outcome.code is None:
+        return "took too long, or too much"
+    err = outcome.err.strip()
+    if outcome.code not in (0, 2) or "Traceback" in err:
+        return f"exit code {outcome.code}: {err[-300:]}"
+    if outcome.grown_bytes > MOST_BYTES or "not enough memory" in err:
+        return f"took {outcome.grown_bytes / 2**30:.1f} GB"
+    if must_refuse and outcome.code == 0:
+        return "was not refused"
+    if outcome.code == 2 and not 1 <= len(err.splitlines() or outcome.out.split()[:1]) <= 4:
+        return f"refused in {len(err.splitlines())} lines"
+    colours = re.compile(r"\x1b\[[\d;]*m")
+    if steering := STEERING.search(colours.sub("", outcome.out + outcome.err)):
+        return f"prints {steering[0]!r}"
+    return next((f"{path.name}: {wrong}" for path in out.glob("*.html") if (wrong := in_page(path))), "fine")
+
+
+class Tags(HTMLParser):
+    """What a page holds that a report has no use for."""
+
+    allowed = frozenset(
+        [
+            "html",
+            "head",
+            "meta",
+            "title",
+            "style",
+            "body",
+            "main",
+            "script",
+            "header",
+            "footer",
+            "section",
+            "p",
+            "h1",
+            "h2",
+            "h3",
+            "ul",
+            "li",
+            "span",
+            "div",
+            "figure",
+            "figcaption",
+            "img",
+            "table",
+            "caption",
+            "thead",
+            "tbody",
+            "tr",
+            "th",
+            "td",
+            "small",
+            "svg",
+            "g",
+            "text",
+            "polyline",
+            "circle",
+            "line",
+            "rect",
+            "path",
+            "b",
+            "details",
+            "summary",
+            "pre",
+            "dl",
+            "dt",
+            "dd",
+            "a",
+            "code",
+            "input",
+            "label",
+        ]
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wrong, self.scripts = list[str](), 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.scripts += tag == "script"
+        given = {name: value or "" for name, value in attrs}
+        if tag not in self.allowed or any(name.startswith("on") for name in given):
+            self.wrong.append(f"<{tag} {' '.join(given)}>")
+        for name, starts in (("src", "data:image/png;base64,"), ("href", "./")):
+            if name in given and not given[name].startswith(starts):
+                self.wrong.append(f"{name}={given[name][:60]}")
+
+
+def in_page(path: Path) -> str:
+    """What is wrong with a page, '' for nothing."""
+    text = path.read_text(encoding="utf-8")
+    tags = Tags()
+    tags.feed(text)
+    if tags.wrong or tags.scripts > 1:
+        return f"{tags.scripts} scripts; {'; '.join(tags.wrong[:3])}"
+    if found := STEERING.search(text):
+        return f"holds {found[0]!r}"
+    return "" if "notebook" in path.name or "default-src 'none'" in text else "no policy"
+
+
+def typed(good: Path, root: Path, short: bool) -> dict[str, list[str]]:
+    """Every value of every document as something of another type, for the verbs that show and `load`, many in a child."""
+    found: dict[str, list[str]] = {}
+    every = list(cases.wrong_types(good, few=short))
+    every = every[:: SHORT if short else 1]
+    for some in (every[i : i + 20] for i in range(0, len(every), 20)):
+        work = Path(tempfile.mkdtemp(dir=root))
+        calls: list[Call] = []
+        names: list[tuple[Case, str, Path]] = []
+        for i, case in enumerate(some):
+            own_work = work / str(i)
+            shutil.copytree(good, own_work / "run")
+            case.poison(own_work / "run", own_work / "outside")
+            (own_work / "out").mkdir()
+            for verb in (*SHOWING, "load", "rerun"):
+                calls.append(partial(carry_out, verb, own_work / "run", own_work))
+                names.append((case, verb, own_work / "out"))
+        outcomes = watched(calls, work, [work], work / "none")
+        for (case, verb, out), outcome in zip(names, outcomes, strict=True):
+            said = f"{case.name}: {verb}: {judged(outcome, False, out)}"
+            found.setdefault(case.what, []).append(said)
+        shutil.rmtree(work)
+    return found
+
+
+OWN_CODE = """\
+from torch import nn
+
+from sigexp.datasets.gaussian import gaussian_impulses
+
+
+def impulses(*, size: int = 40, seed: int = 0):
+    return gaussian_impulses(image_size=24, size=size, test_size=4, seed=seed)
+
+
+def net(input_shape, target_shape, *, width: int = 3):
+    return nn.Conv2d(input_shape[0], target_shape[0], width, padding=width // 2)
+"""
+OWN_CONF = {
+    "dataset/mine": "_target_: mine.impulses\nsize: 40\nseed: 0\n",
+    "model/mine": "_target_: mine.net\nwidth: 5\n",
+    "experiment/mine": "# @package _global_\n# mine\ndefaults:\n  - override /dataset: mine\n  - override /model: mine\n",
+}
+
+
+def own(root: Path) -> list[str]:
+    """A run of the user's own dataset and model: used beside his ./conf, refused elsewhere, let in by --trust."""
+    from sigexp.cli import main
+
+    work = root / "own"
+    for name, text in OWN_CONF.items():
+        (work / "conf" / name).with_suffix(".yaml").parent.mkdir(parents=True, exist_ok=True)
+        (work / "conf" / name).with_suffix(".yaml").write_text(text)
+    (work / "mine.py").write_text(OWN_CODE)
+    (work / "out").mkdir()
+    settings = [word for word in TINY if word.startswith(("search.", "trainer."))]
+    told = [
+        called("run", lambda: main(["experiment=mine", *settings]), work, 0),
+    ]
+    (run,) = (work / "outputs/mine/mine").iterdir()
+    for verb in ("load", "apply", "rerun", "replay", "inspect"):
+        told.append(called(verb, partial(carry_out, verb, run, work), work, 0))
+    elsewhere = root / "elsewhere"
+    (elsewhere / "out").mkdir(parents=True)
+    for verb in ("load", "apply", "replay"):
+        told.append(called(f"{verb} elsewhere", partial(carry_out, verb, run, elsewhere), elsewhere, 2))
+    shutil.copy(work / "mine.py", elsewhere)
+    words = ["apply", str(run), str(picture(elsewhere)), "-o", str(elsewhere / "out/trusted"), "--trust", "mine"]
+    told.append(called("replay, trained", partial(main, ["replay", str(run)]), work, 0))
+    told.append(called("apply --trust elsewhere", partial(main, words), elsewhere, 0))
+    return told
+
+
+def called(name: str, call: Callable[[], int], where: Path, expected: int) -> str:
+    """A call in a child that may write anywhere below the temporary folder, and imports the user's code."""
+    (outcome,) = unwatched([call], where)
+    told = "fine" if outcome.code == expected else f"exit code {outcome.code}: {outcome.err.strip()[-300:]}"
+    return f"{name}: {told}"
+
+
+def unwatched(calls: Iterable[Call], where: Path) -> Sequence[Outcome]:
+    """In a child as all others, which may do what it likes."""
+    return watched(list(calls), where, [Path("/")], where / "none", trusted=True)
