@@ -15,7 +15,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, NoReturn
 
 FORBIDDEN = (
     "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.fork", "os.forkpty", "os.startfile", "pty.spawn",
@@ -38,17 +38,27 @@ class Outcome(NamedTuple):
     grown_bytes: int
 
 
-Call = Callable[[], int]
+class Task(NamedTuple):
+    """A call that gives an exit code, the folder it is carried out in, where it may write, what it may not read."""
+
+    call: Callable[[], int]
+    where: Path
+    writable: Sequence[Path]
+    secret: Path
 
 
 class Guard:
     """An audit hook: `tried` are the forbidden things that were attempted, each of which is stopped."""
 
-    def __init__(self, writable: Sequence[Path], secret: Path):
-        self.writable = [os.path.realpath(path) for path in writable]
-        self.secret, self.tried, self.busy = os.path.realpath(secret), list[str](), False
+    def __init__(self) -> None:
+        self.writable, self.secret, self.tried, self.busy = list[str](), os.devnull, list[str](), False
         places = (sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), Path(__file__).parents[2], "/usr/lib")
         self.code = [os.path.realpath(place) for place in places]
+
+    def begin(self, task: Task) -> None:
+        self.busy = True
+        self.writable = [os.path.realpath(path) for path in task.writable]
+        self.secret, self.tried, self.busy = os.path.realpath(task.secret), [], False
 
     def __call__(self, event: str, args: tuple[Any, ...]) -> None:
         if self.busy:
@@ -89,36 +99,48 @@ def inside(path: str, places: Sequence[str]) -> bool:
     return any(path == place or path.startswith(f"{place}{os.sep}") for place in places)
 
 
-def watched(
-    calls: Sequence[Call], where: Path, writable: Sequence[Path], secret: Path, *, trusted: bool = False
-) -> list[Outcome]:
-    """Carry out calls in a child, in the folder `where`; only in `writable` it may write. Calls behind one that ended
-    the child have the code None. trusted: nothing is watched."""
-    with tempfile.TemporaryFile() as file:
-        child = os.fork()
-        if child == 0:
-            try:
-                os.chdir(where)
-                resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-                resource.setrlimit(resource.RLIMIT_DATA, (BYTES, BYTES))
-                guard = Guard(writable, secret)
-                if not trusted:
-                    sys.addaudithook(guard)
-                for call in calls:
-                    file.write(json.dumps(one(call, guard)).encode() + b"\n")
-                    file.flush()
-            finally:
-                os._exit(0)
-        os.waitpid(child, 0)
-        file.seek(0)
-        found = [Outcome(*json.loads(line)) for line in file.read().splitlines()]
-    return [*found, *(Outcome(None, "", "the process ended", [], 0) for _ in range(len(calls) - len(found)))]
+def watched(tasks: Sequence[Task], *, trusted: bool = False) -> list[Outcome]:
+    """Carry out tasks in a child, one after the other. Where one ends the child, others go on in another.
+
+    trusted: nothing is watched.
+    """
+    found: list[Outcome] = []
+    while len(found) < len(tasks):
+        left = tasks[len(found) :]
+        with tempfile.TemporaryFile() as file:
+            child = os.fork()
+            if child == 0:
+                in_child(left, file, trusted)
+            os.waitpid(child, 0)
+            file.seek(0)
+            done = [Outcome(*json.loads(line)) for line in file.read().splitlines()]
+        found += done if len(done) == len(left) else [*done, Outcome(None, "", "the process ended", [], 0)]
+    return found
 
 
-def one(call: Call, guard: Guard) -> Outcome:
+def in_child(tasks: Sequence[Task], file: IO[bytes], trusted: bool) -> NoReturn:
+    """The child's part: a line of JSON for each outcome."""
+    try:
+        resource.setrlimit(resource.RLIMIT_DATA, (BYTES, BYTES))
+        guard = Guard()
+        if not trusted:
+            sys.addaudithook(guard)
+        for task in tasks:
+            spent = resource.getrusage(resource.RUSAGE_SELF)
+            most = int(spent.ru_utime + spent.ru_stime) + SECONDS
+            resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
+            guard.begin(task)
+            os.chdir(task.where)
+            file.write(json.dumps(one(task.call, guard)).encode() + b"\n")
+            file.flush()
+    finally:
+        os._exit(0)
+
+
+def one(call: Callable[[], int], guard: Guard) -> Outcome:
     """A call's outcome; an exception is told as the code -1."""
     out, err = io.StringIO(), io.StringIO()
-    before, guard.tried = peak(), []
+    before = peak()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             code: int = call()

@@ -7,19 +7,21 @@ own run, with his own dataset and model in ./conf, still loads, applies, reruns 
     python -m benchmarks.faults hostile
 """
 
+import gc
+import importlib
 import os
 import random
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
 from benchmarks.faults import hostile_cases as cases
-from benchmarks.faults.guard import Call, Outcome, watched
+from benchmarks.faults.guard import Outcome, Task, watched
 from benchmarks.faults.hostile_cases import Case
 from benchmarks.faults.table import Row
 
@@ -31,6 +33,7 @@ TINY = [
 ]  # fmt: skip
 SHOWING = ("inspect", "report", "compare", "csv")
 READING = (*SHOWING, "apply", "rerun", "replay", "load")
+PAGES = {"report": "page.html", "compare": "compare.html", "load": "notebook.html"}  # that a verb writes
 MOST_BYTES = 2**30  # that a verb may grow by on a folder of a few kB
 SHORT = 3  # of how many cases the short form takes one
 STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -43,9 +46,11 @@ def rows(short: bool) -> list[Row]:
         root = Path(name)
         good = made(root)
         found: dict[str, list[str]] = {}
-        for case in chosen(short):
-            found.setdefault(case.what, []).extend(f"{case.name}: {said}" for said in tried(case, good, root))
-        found |= typed(good, root, short)
+        every = chosen(short)
+        typed = list(cases.wrong_types(good, few=short))[:: SHORT if short else 1]
+        for what in dict.fromkeys(case.what for case in every):
+            found[what] = tried([case for case in every if case.what == what], good, root)
+        found[typed[0].what] = tried(typed, good, root, (*SHOWING, "load", "rerun"))
         found["the user's own run, with a conf of his own"] = own(root)
     table = []
     for what, told in found.items():
@@ -60,14 +65,12 @@ def warm() -> None:
     """Import what the verbs need, and keep the machine's settings as they are, before anything is forked."""
     import torch
 
-    import sigexp.api
-    import sigexp.converting
-    import sigexp.experiment
-    import sigexp.report.compare_tables
-    import sigexp.report.page
-    import sigexp.rerunning  # noqa: F401
+    from sigexp import verbs
 
+    for function, _ in verbs.VERBS.values():
+        importlib.import_module(function.rpartition(".")[0])
     torch.set_num_threads(1)
+    gc.freeze()  # the children share what is there
     os.environ["SIGEXP_NATIVE"] = "0"  # else a compiler is started
 
 
@@ -77,7 +80,7 @@ def made(root: Path) -> Path:
 
     work = root / "good"
     work.mkdir()
-    (outcome,) = watched([lambda: main([*TINY])], work, [], root / "secret", trusted=True)
+    (outcome,) = watched([Task(lambda: main([*TINY]), work, [], root)], trusted=True)
     assert outcome.code == 0, outcome
     (folder,) = (work / "outputs/gaussian/linear").iterdir()
     return folder
@@ -91,28 +94,34 @@ def chosen(short: bool) -> list[Case]:
     return random.Random(0).sample(found, len(found) // SHORT) if short else found
 
 
-def tried(case: Case, good: Path, root: Path) -> list[str]:
-    """What is wrong with each verb on a poisoned copy; 'VERB: fine' where nothing is."""
+def tried(some: Sequence[Case], good: Path, root: Path, verbs: Sequence[str] = ()) -> list[str]:
+    """What is wrong with each verb on poisoned copies; 'CASE: VERB: fine' where nothing is."""
+    whole = Path(tempfile.mkdtemp(dir=root))
+    planned: list[tuple[Case, str, Task]] = []
+    for i, case in enumerate(some):
+        work = whole / str(i)
+        run, outside = work / "run", work / "outside"
+        shutil.copytree(good, run)
+        (work / "out").mkdir()
+        case.poison(run, outside)
+        for verb in verbs or verbs_for(case):
+            where = run if "conf" in case.name and verb in cases.BUILDS else work
+            task = Task(partial(carry_out, verb, run, work), where, [work / "out", work / "outputs", run], outside)
+            planned.append((case, verb, task))
+    outcomes = watched([task for _, _, task in planned])
+    told = [
+        f"{case.name}: {verb}: {judged(outcome, verb in case.refused, task.writable[0] / PAGES.get(verb, ''))}"
+        for (case, verb, task), outcome in zip(planned, outcomes, strict=True)
+    ]
+    shutil.rmtree(whole)
+    return told
+
+
+def verbs_for(case: Case) -> Sequence[str]:
     from sigexp.verbs import VERBS
 
-    work = Path(tempfile.mkdtemp(dir=root))
-    run, outside = work / "run", work / "outside"
-    shutil.copytree(good, run)
-    case.poison(run, outside)
-    (work / "out").mkdir()
-    verbs = ("resume",) if case.what == "checkpoints" else (*READING, *(("resume",) if "resume" in VERBS else ()))
-    told = []
-    for verb in verbs:
-        inside = "conf" in case.name and verb in cases.BUILDS
-        outcome = watched(
-            [partial(carry_out, verb, run, work)],
-            run if inside else work,
-            [work / "out", run, work / "outputs"],
-            outside,
-        )[0]
-        told.append(f"{verb}: {judged(outcome, verb in case.refused, work / 'out')}")
-    shutil.rmtree(work)
-    return told
+    resume = ("resume",) if "resume" in VERBS else ()
+    return resume if case.what == "checkpoints" else (*READING, *resume)
 
 
 def carry_out(verb: str, run: Path, work: Path) -> int:
@@ -120,15 +129,17 @@ def carry_out(verb: str, run: Path, work: Path) -> int:
     from sigexp.cli import main
 
     out = work / "out"
+    page = out / PAGES.get(verb, "")
     words = {
-        "inspect": [run], "report": [run, "-o", out / "page.html"], "compare": [run, "--html", out / "compare.html"],
+        "inspect": [run], "report": [run, "-o", page], "compare": [run, "--html", page],
         "csv": [run, "--csv"], "apply": [run, picture(work), "-o", out / "applied"], "rerun": [run, "--cfg", "job"],
         "replay": [run], "resume": [run],
     }  # fmt: skip
     if verb == "load":
-        return loaded(run, out / "notebook.html")
+        return loaded(run, page)
     if verb == "replay":
         return accepted([verb, str(run)])
+    os.environ.pop("FORCE_COLOR", None)
     if verb in SHOWING:
         os.environ["FORCE_COLOR"] = "1"  # the terminal's form, whose own colours are taken out before it is judged
     return main(["compare" if verb == "csv" else verb, *map(str, words[verb])])
@@ -179,7 +190,7 @@ def loaded(run: Path, page: Path) -> int:
     return 0
 
 
-def judged(outcome: Outcome, must_refuse: bool, out: Path) -> str:
+def judged(outcome: Outcome, must_refuse: bool, page: Path) -> str:
     """What is wrong with an outcome; 'fine' where nothing is."""
     if outcome.tried:
         return f"tried to {'; '.join(outcome.tried[:2])}"
@@ -197,7 +208,8 @@ def judged(outcome: Outcome, must_refuse: bool, out: Path) -> str:
     colours = re.compile(r"\x1b\[[\d;]*m")
     if steering := STEERING.search(colours.sub("", outcome.out + outcome.err)):
         return f"prints {steering[0]!r}"
-    return next((f"{path.name}: {wrong}" for path in out.glob("*.html") if (wrong := in_page(path))), "fine")
+    wrong = in_page(page) if page.is_file() else ""
+    return f"{page.name} {wrong}" if wrong else "fine"
 
 
 class Tags(HTMLParser):
@@ -283,31 +295,6 @@ def in_page(path: Path) -> str:
     return "" if "notebook" in path.name or "default-src 'none'" in text else "no policy"
 
 
-def typed(good: Path, root: Path, short: bool) -> dict[str, list[str]]:
-    """Every value of every document as something of another type, for the verbs that show and `load`, many in a child."""
-    found: dict[str, list[str]] = {}
-    every = list(cases.wrong_types(good, few=short))
-    every = every[:: SHORT if short else 1]
-    for some in (every[i : i + 20] for i in range(0, len(every), 20)):
-        work = Path(tempfile.mkdtemp(dir=root))
-        calls: list[Call] = []
-        names: list[tuple[Case, str, Path]] = []
-        for i, case in enumerate(some):
-            own_work = work / str(i)
-            shutil.copytree(good, own_work / "run")
-            case.poison(own_work / "run", own_work / "outside")
-            (own_work / "out").mkdir()
-            for verb in (*SHOWING, "load", "rerun"):
-                calls.append(partial(carry_out, verb, own_work / "run", own_work))
-                names.append((case, verb, own_work / "out"))
-        outcomes = watched(calls, work, [work], work / "none")
-        for (case, verb, out), outcome in zip(names, outcomes, strict=True):
-            said = f"{case.name}: {verb}: {judged(outcome, False, out)}"
-            found.setdefault(case.what, []).append(said)
-        shutil.rmtree(work)
-    return found
-
-
 OWN_CODE = """\
 from torch import nn
 
@@ -324,7 +311,7 @@ def net(input_shape, target_shape, *, width: int = 3):
 OWN_CONF = {
     "dataset/mine": "_target_: mine.impulses\nsize: 40\nseed: 0\n",
     "model/mine": "_target_: mine.net\nwidth: 5\n",
-    "experiment/mine": "# @package _global_\n# mine\ndefaults:\n  - override /dataset: mine\n  - override /model: mine\n",
+    "experiment/mine": "# @package _global_\n# mine\ndefaults: [override /dataset: mine, override /model: mine]\n",
 }
 
 
@@ -358,11 +345,6 @@ def own(root: Path) -> list[str]:
 
 def called(name: str, call: Callable[[], int], where: Path, expected: int) -> str:
     """A call in a child that may write anywhere below the temporary folder, and imports the user's code."""
-    (outcome,) = unwatched([call], where)
+    (outcome,) = watched([Task(call, where, [], where)], trusted=True)
     told = "fine" if outcome.code == expected else f"exit code {outcome.code}: {outcome.err.strip()[-300:]}"
     return f"{name}: {told}"
-
-
-def unwatched(calls: Iterable[Call], where: Path) -> Sequence[Outcome]:
-    """In a child as all others, which may do what it likes."""
-    return watched(list(calls), where, [Path("/")], where / "none", trusted=True)

@@ -130,8 +130,8 @@ def code() -> Iterator[Case]:
     yield Case(what, "pickled weights", content("model.safetensors", bomb), BUILDS)
     for name in ("cases.json", "rounds.jsonl", "examples.png", "kernels.npy", "events.out.tfevents.0.x"):
         yield Case(what, f"pickled {name}", content(name, bomb))
-    for name in ("result.json", "model.json"):
-        yield Case(what, f"pickled {name}", content(name, bomb), BUILDS)
+    yield Case(what, "pickled model.json", content("model.json", bomb), BUILDS)
+    yield Case(what, "pickled result.json", content("result.json", bomb), SHOWS | {"load", "replay"})
     yield Case(what, "conf and code in the folder", own_conf, BUILDS)
 
 
@@ -203,10 +203,9 @@ def bombs() -> Iterator[Case]:
         odd = "a: !!timestamp x\nb: !!int ''\nc: !!bool x\n"
         yield Case(what, f"{name}: odd tags", content(name, odd), frozenset(verbs))
     deep: Any = 5
-    for _ in range(300):
+    for _ in range(60):
         deep = {"a": [deep]}
-    for name in ("model.json", "config.yaml"):
-        verbs = BUILDS if name == "model.json" else frozenset({"replay"})
+    for name, verbs in (("model.json", BUILDS), ("config.yaml", frozenset({"replay"}))):
         yield Case(what, f"{name}: a deep model", change(name, "model", "kernel_size", to=deep), verbs)
     for name in ("model.json", "result.json", "cases.json"):
         verbs = {"model.json": BUILDS, "result.json": SHOWS | {"load", "replay"}, "cases.json": NONE}[name]
@@ -356,17 +355,4 @@ def wrong_types(folder: Path, few: bool) -> Iterator[Case]:
             usable: Sequence[Any] = WRONG if name.endswith("json") else WRONG[:-1]
             for value in (usable[i % len(usable)],) if few else usable:
                 said = f"{name} {'.'.join(map(str, path))} = {str(value)[:9]!r}"
-                yield Case("wrong types everywhere", said, set_at(name, path, value))
-
-
-def set_at(name: str, path: Sequence[str | int], value: Any) -> Callable[[Path, Path], None]:
-    def poison(folder: Path, outside: Path) -> None:
-        file = folder / name
-        whole = json.loads(file.read_text()) if name.endswith("json") else yaml.safe_load(file.read_text())
-        node = whole
-        for key in path[:-1]:
-            node = node[key]
-        node[path[-1]] = value
-        file.write_text(json.dumps(whole) if name.endswith("json") else yaml.safe_dump(whole))
-
-    return poison
+                yield Case("wrong types everywhere", said, change(name, *path, to=value))

@@ -6,11 +6,9 @@ result.show("kernels")            # one of the run's pictures
 rgb = result.predict(raw)         # a numpy array or a tensor of any size, the same kind back
 """
 
-import base64
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 from sigexp import cli, experiment, predictor
 from sigexp.fields import override_text
 from sigexp.predictor import Array, Predictor
+from sigexp.report.markup import Html, element, join, picture
 from sigexp.report.tables import number, ranked
 from sigexp.track import documents
 from sigexp.track.find import wrong_folder
@@ -111,20 +110,18 @@ class Result:
     def _repr_html_(self) -> str:
         """The test table and the examples."""
         metrics, rows = self._rows()
-        title = f"{self.predictor} · {self.folder}"
-        lines = ["".join(f"<th>{escape(cell)}</th>" for cell in ("predictor", *metrics))]
+        lines = [element("tr", *(element("th", cell) for cell in ("predictor", *metrics)))]
         for name, values in rows.items():
             cells = (name, *(number(values[m], m) for m in metrics))
-            lines.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
-        table = "".join(f"<tr>{line}</tr>" for line in lines)
-        return f"<p>{escape(title)}</p><table>{table}</table>{self._image()}"
+            lines.append(element("tr", *(element("td", cell) for cell in cells)))
+        title = element("p", f"{self.predictor} · {self.folder}")
+        return str(join([title, element("table", *lines), self._image()]))
 
-    def _image(self) -> str:
+    def _image(self) -> Html:
         try:
-            encoded = base64.b64encode(self.show().png).decode("ascii")
+            return picture(self.show().png, "examples")
         except ValueError:
-            return ""
-        return f'<img alt="examples" src="data:image/png;base64,{encoded}">'
+            return Html()
 
 
 def run(name: str, *, overrides: Iterable[str] = (), **settings: Any) -> Result:

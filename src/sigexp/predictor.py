@@ -105,7 +105,11 @@ class Predictor:
             ) from error
         if not bool(found.isfinite().all()):
             raise ValueError(f"{self} gives NaN or infinite values for it")
-        return found.softmax(1)[0] if self.kind == "class" else found.flatten(0, 1)
+        if self.kind != "class":
+            return found.flatten(0, 1)
+        if found.ndim != 2:
+            raise ValueError(f"{self} gives {list(found.shape[1:])}, which are no classes")
+        return found.softmax(1)[0]
 
     def lanes(self, channels: int) -> int:
         """How many times the model runs for a signal of so many channels."""
