@@ -35,7 +35,7 @@ SHOWING = ("inspect", "report", "compare", "csv")
 READING = (*SHOWING, "apply", "rerun", "replay", "load")
 PAGES = {"report": "page.html", "compare": "compare.html", "load": "notebook.html"}  # that a verb writes
 MOST_BYTES = 2**30  # that a verb may grow by on a folder of a few kB
-SHORT = 3  # of how many cases the short form takes one
+SHORT = 10  # of how many cases the short form takes one
 STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -67,8 +67,10 @@ def warm() -> None:
 
     from sigexp import verbs
 
-    for function, _ in verbs.VERBS.values():
-        importlib.import_module(function.rpartition(".")[0])
+    needed = ["matplotlib.font_manager", *(f"sigexp.{name}" for name in ("api", "converting", "experiment"))]
+    needed += [function.rpartition(".")[0] for function, _ in verbs.VERBS.values()]
+    for name in (*needed, "sigexp.report.page", "sigexp.report.compare_tables"):
+        importlib.import_module(name)
     torch.set_num_threads(1)
     gc.freeze()  # the children share what is there
     os.environ["SIGEXP_NATIVE"] = "0"  # else a compiler is started

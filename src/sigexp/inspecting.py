@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sigexp.track import record
-from sigexp.track.documents import MOST_JSON_BYTES, ODD, Unreadable, content, load_json, load_yaml, regular
+from sigexp.track.documents import MOST_ROUNDS_BYTES, ODD, Unreadable, content, load_json, load_yaml, regular
 from sigexp.track.find import wrong_folder
 from sigexp.track.record import mapping
 from sigexp.trust import offered_targets, targets
@@ -208,7 +208,7 @@ def check_rounds(path: Path) -> str:
         members = record.members(path.parent)
     except Unreadable as error:
         raise Damaged(str(error).removeprefix(f"{path.parent}: ")) from error
-    lines = sum(1 for line in content(path, MOST_JSON_BYTES).split(b"\n") if line.strip())
+    lines = sum(1 for line in content(path, MOST_ROUNDS_BYTES).split(b"\n") if line.strip())
     if len(members) < lines:
         raise Damaged(f"{lines - len(members)} of {lines} lines cannot be read")
     return f"{len(members)} members in {len({member.round for member in members})} rounds"

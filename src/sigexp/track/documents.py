@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-MOST_JSON_BYTES = 50_000_000
+MOST_JSON_BYTES = 10_000_000
+MOST_ROUNDS_BYTES = 100_000_000  # a line of 300 for each of 256 members in 1000 rounds
 MOST_YAML_BYTES = 100_000  # YAML takes far more time than it takes bytes
 MOST_PICTURE_BYTES = 50_000_000
 MOST_REASON = 120  # characters

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sigexp.track.documents import (
-    MOST_JSON_BYTES,
+    MOST_ROUNDS_BYTES,
     MOST_YAML_BYTES,
     Unreadable,
     load_json,
@@ -117,7 +117,7 @@ def members(folder: Path) -> list[Member]:
     out. Raises `Unreadable` where it is a link, or longer than a search can make it."""
     path = folder / "rounds.jsonl"
     try:
-        return list(_members(text(path, MOST_JSON_BYTES, errors="replace")))
+        return list(_members(text(path, MOST_ROUNDS_BYTES, errors="replace")))
     except FileNotFoundError:
         return []
     except (ValueError, OSError) as error:
