@@ -1,8 +1,9 @@
 """Folders from a stranger: whatever they hold, no code of theirs runs, nothing is started, sent, or written elsewhere.
 
-Every case is a copy of one good run, poisoned (`hostile_cases`), on which every verb that reads a folder is carried out
-under an audit hook (`guard`). A verb refuses it with a reason and exit code 2, or shows it harmlessly. And the user's
-own run, with his own dataset and model in ./conf, still loads, applies, reruns and replays.
+Every case is a copy of one good run, poisoned (`hostile_cases`, `hostile_contents`), on which every verb that reads a
+folder is carried out under an audit hook (`guard`). A verb refuses it with a reason and exit code 2, or shows it
+harmlessly (`hostile_judge`). And the user's own run, with his own dataset and model in ./conf, still loads, applies,
+reruns and replays.
 
     python -m benchmarks.faults hostile
 """
@@ -11,18 +12,18 @@ import gc
 import importlib
 import os
 import random
-import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
-from html.parser import HTMLParser
 from pathlib import Path
 
 from benchmarks.faults import hostile_cases as cases
-from benchmarks.faults.guard import Outcome, Task, watched
+from benchmarks.faults import hostile_contents as contents
+from benchmarks.faults.guard import Task, watched
 from benchmarks.faults.hostile_cases import Case
+from benchmarks.faults.hostile_judge import PAGES, judged
 from benchmarks.faults.table import Row
 
 TINY = [
@@ -33,10 +34,7 @@ TINY = [
 ]  # fmt: skip
 SHOWING = ("inspect", "report", "compare", "csv")
 READING = (*SHOWING, "apply", "rerun", "replay", "load")
-PAGES = {"report": "page.html", "compare": "compare.html", "load": "notebook.html"}  # that a verb writes
-MOST_BYTES = 2**30  # that a verb may grow by on a folder of a few kB
 SHORT = 10  # of how many cases the short form takes one
-STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def rows(short: bool) -> list[Row]:
@@ -47,7 +45,7 @@ def rows(short: bool) -> list[Row]:
         good = made(root)
         found: dict[str, list[str]] = {}
         every = chosen(short)
-        typed = list(cases.wrong_types(good, few=short))[:: SHORT if short else 1]
+        typed = list(contents.wrong_types(good, few=short))[:: SHORT if short else 1]
         for what in dict.fromkeys(case.what for case in every):
             found[what] = tried([case for case in every if case.what == what], good, root)
         found[typed[0].what] = tried(typed, good, root, (*SHOWING, "load", "rerun"))
@@ -91,8 +89,8 @@ def made(root: Path) -> Path:
 def chosen(short: bool) -> list[Case]:
     from sigexp.verbs import VERBS
 
-    found = [*cases.code(), *cases.paths(), *cases.bombs(), *cases.markup()]
-    found += cases.checkpoints() if "resume" in VERBS else []
+    found = [*cases.code(), *cases.paths(), *contents.bombs(), *contents.markup()]
+    found += contents.checkpoints() if "resume" in VERBS else []
     return random.Random(0).sample(found, len(found) // SHORT) if short else found
 
 
@@ -190,111 +188,6 @@ def loaded(run: Path, page: Path) -> int:
         print(repr(str(error))[:500], file=sys.stderr)
         return 2
     return 0
-
-
-def judged(outcome: Outcome, must_refuse: bool, page: Path) -> str:
-    """What is wrong with an outcome; 'fine' where nothing is."""
-    if outcome.tried:
-        return f"tried to {'; '.join(outcome.tried[:2])}"
-    if outcome.code is None:
-        return "took too long, or too much"
-    err = outcome.err.strip()
-    if outcome.code not in (0, 2) or "Traceback" in err:
-        return f"exit code {outcome.code}: {err[-300:]}"
-    if outcome.grown_bytes > MOST_BYTES or "not enough memory" in err:
-        return f"took {outcome.grown_bytes / 2**30:.1f} GB"
-    if must_refuse and outcome.code == 0:
-        return "was not refused"
-    if outcome.code == 2 and not 1 <= len(err.splitlines() or outcome.out.split()[:1]) <= 4:
-        return f"refused in {len(err.splitlines())} lines"
-    colours = re.compile(r"\x1b\[[\d;]*m")
-    if steering := STEERING.search(colours.sub("", outcome.out + outcome.err)):
-        return f"prints {steering[0]!r}"
-    wrong = in_page(page) if page.is_file() else ""
-    return f"{page.name} {wrong}" if wrong else "fine"
-
-
-class Tags(HTMLParser):
-    """What a page holds that a report has no use for."""
-
-    allowed = frozenset(
-        [
-            "html",
-            "head",
-            "meta",
-            "title",
-            "style",
-            "body",
-            "main",
-            "script",
-            "header",
-            "footer",
-            "section",
-            "p",
-            "h1",
-            "h2",
-            "h3",
-            "ul",
-            "li",
-            "span",
-            "div",
-            "figure",
-            "figcaption",
-            "img",
-            "table",
-            "caption",
-            "thead",
-            "tbody",
-            "tr",
-            "th",
-            "td",
-            "small",
-            "svg",
-            "g",
-            "text",
-            "polyline",
-            "circle",
-            "line",
-            "rect",
-            "path",
-            "b",
-            "details",
-            "summary",
-            "pre",
-            "dl",
-            "dt",
-            "dd",
-            "a",
-            "code",
-            "input",
-            "label",
-        ]
-    )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.wrong, self.scripts = list[str](), 0
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.scripts += tag == "script"
-        given = {name: value or "" for name, value in attrs}
-        if tag not in self.allowed or any(name.startswith("on") for name in given):
-            self.wrong.append(f"<{tag} {' '.join(given)}>")
-        for name, starts in (("src", "data:image/png;base64,"), ("href", "./")):
-            if name in given and not given[name].startswith(starts):
-                self.wrong.append(f"{name}={given[name][:60]}")
-
-
-def in_page(path: Path) -> str:
-    """What is wrong with a page, '' for nothing."""
-    text = path.read_text(encoding="utf-8")
-    tags = Tags()
-    tags.feed(text)
-    if tags.wrong or tags.scripts > 1:
-        return f"{tags.scripts} scripts; {'; '.join(tags.wrong[:3])}"
-    if found := STEERING.search(text):
-        return f"holds {found[0]!r}"
-    return "" if "notebook" in path.name or "default-src 'none'" in text else "no policy"
 
 
 OWN_CODE = """\
