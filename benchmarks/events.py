@@ -33,7 +33,7 @@ from sigexp import cli, experiment
 from sigexp.names import Names
 from sigexp.problem import Problem, blockwise, constant, identity
 from sigexp.report.board import Board
-from sigexp.search.rounds import MemberRecord, RoundRecord
+from sigexp.search.records import MemberRecord, RoundRecord
 from sigexp.showing import free_port
 from sigexp.signal.quality import mse, psnr
 

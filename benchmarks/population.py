@@ -59,7 +59,8 @@ from sigexp.population.plan import Plan
 from sigexp.population.population import Population
 from sigexp.population.shards import Shards
 from sigexp.problem import Batch, Problem
-from sigexp.search.rounds import MINIBATCHES, RoundRecord, SearchLoop
+from sigexp.search.records import RoundRecord
+from sigexp.search.rounds import MINIBATCHES, SearchLoop
 from sigexp.signal import quality
 from sigexp.signal.quality import mse
 

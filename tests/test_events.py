@@ -21,7 +21,7 @@ from sigexp.problem import Batch, Problem, Reference, blockwise, constant, ident
 from sigexp.report import board as boards
 from sigexp.report import figures, model_graph, snapshots
 from sigexp.report.board import Board
-from sigexp.search.rounds import MemberRecord, RoundRecord
+from sigexp.search.records import MemberRecord, RoundRecord
 from sigexp.signal.quality import mse, psnr
 from sigexp.track.events import Events
 from sigexp.track.tfrecord import crc32c

@@ -12,11 +12,13 @@ from torch import nn
 from sigexp.config import Search
 from sigexp.datasets.gaussian import gaussian_impulses
 from sigexp.population.feed import Feed
+from sigexp.population.optimizers import Schedule
 from sigexp.population.population import Population
 from sigexp.search.automlp import AutoMLP
 from sigexp.search.base import Candidate
 from sigexp.search.fixed import Fixed, Random
-from sigexp.search.rounds import Diverged, SearchLoop, schedule
+from sigexp.search.records import Diverged
+from sigexp.search.rounds import SearchLoop
 
 
 def settings(kind, **fields):
@@ -89,7 +91,8 @@ def test_mutation_stays_in_its_ranges():
 def test_diverged_candidates_rank_last_and_are_replaced():
     h = {"lr": 1.0, "momentum": 0.9, "weight_decay": 0.0, "batch_size": 10}
     pool = [Candidate(0, h, math.inf), Candidate(1, {**h, "lr": 0.5}, 2.0), Candidate(2, h, math.inf)]
-    proposed = settings(AutoMLP, survivors=3).next(pool, np.random.default_rng(0))
+    chosen = settings(AutoMLP, survivors=3)
+    proposed = chosen.next(pool, np.random.default_rng(0), [pool], chosen.start(h))
     assert set(proposed.parents) == {1}
     assert proposed.keep == [1]
 
@@ -132,9 +135,11 @@ def test_the_outcome_holds_the_weights_of_its_best_member():
 
 
 def test_cosine_schedule_ends_at_zero():
-    assert schedule("cosine", 0.0) == 1.0
-    assert schedule("cosine", 1.0) == pytest.approx(0.0, abs=1e-12)
-    assert schedule("constant", 0.7) == 1.0
+    cosine = Schedule("cosine", first=0.5, slope=0.005)
+    assert Schedule("cosine").at(0) == 1.0
+    assert cosine.at(0) == pytest.approx(0.5)
+    assert cosine.at(100) == cosine.at(500) == pytest.approx(0.0, abs=1e-12)
+    assert Schedule("constant", first=0.7).at(10) == 1.0
 
 
 def test_feed_covers_every_example_once_an_epoch():

@@ -12,7 +12,7 @@ from runs import result
 from sigexp.report import phases as phases_module
 from sigexp.report import terminal
 from sigexp.report.phases import Phases
-from sigexp.search.rounds import MemberRecord, RoundRecord
+from sigexp.search.records import MemberRecord, RoundRecord
 
 COLOUR = re.compile(r"\x1b\[(?:\d;)*(?:3[0-7]|9[0-7])m")
 

@@ -13,13 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sigexp import __version__, catalog
+from sigexp import __version__, catalog, stopping
 from sigexp.usage import FIRST, HELP, WrongCommand
 from sigexp.verbs import VERBS, carry_out
-
-
-class Interrupted(KeyboardInterrupt):
-    """SIGTERM, raised where the main thread is."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -31,10 +27,8 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         return command(words)
     except KeyboardInterrupt as stop:
-        code = 143 if isinstance(stop, Interrupted) else 130
-        where = f"; what was recorded is in {stop.args[0]}" if stop.args else ""
-        say(f"interrupted{where}. Start again with: sigexp {shlex.join(words)}")
-        return code
+        say(how_to_go_on(words, [str(arg) for arg in stop.args]))
+        return 143 if isinstance(stop, stopping.Interrupted) else 130
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output left; nothing to say to it
         return 0
@@ -44,6 +38,14 @@ def main(words: Sequence[str] | None = None) -> int:
         code, message = explain(error)
         say(message)
         return code
+
+
+def how_to_go_on(words: Sequence[str], about: Sequence[str]) -> str:
+    """What an interrupted user is told. about: the folder of the run under way and what is saved of it, if any."""
+    saved = "".join(f"; {one}" for one in about[1:])
+    if about and "reproduce" not in words[:1]:
+        return f"interrupted{saved}. Go on with: sigexp resume {shlex.quote(about[0])}"
+    return f"interrupted{saved}. Start again with: sigexp {shlex.join(words)}"
 
 
 def say(message: str) -> None:
@@ -182,10 +184,13 @@ def one_run(config: dict[str, Any], names: Any, overrides: list[str]) -> float:
     return loss
 
 
-def start(config: dict[str, Any], names: Any, overrides: list[str], command: str = "") -> Any:
+def start(
+    config: dict[str, Any], names: Any, overrides: list[str], command: str = "", again: Path | None = None
+) -> Any:
     """Set up the process for a run, and run it; what it came to is an `experiment.Run`.
 
-    command: what the record says it was started by; by default the overrides.
+    command: what the record says it was started by; by default the overrides. again: the folder of a run that is taken
+    up.
     """
     from sigexp import config as config_module
     from sigexp import machine
@@ -197,7 +202,7 @@ def start(config: dict[str, Any], names: Any, overrides: list[str], command: str
     from sigexp import experiment
 
     said = command or shlex.join(["sigexp", *overrides])
-    return experiment.run(config, names, overrides, said, allocator_tuned=tuned)
+    return experiment.run(config, names, overrides, said, allocator_tuned=tuned, again=again)
 
 
 def explain(error: BaseException) -> tuple[int, str]:
@@ -209,14 +214,7 @@ def explain(error: BaseException) -> tuple[int, str]:
 
 def script() -> None:
     """The console script."""
-    import signal
-
-    def terminate(*_: object) -> None:
-        raise Interrupted
-
-    for name in ("SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), terminate)
+    stopping.install()
     sys.exit(main())
 
 

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import sigexp
 from sigexp import catalog, evaluation, kernels, machine
 from sigexp.bounds import excess, linear_bounds, passing
+from sigexp.keeping import Keeper
 from sigexp.names import Names
 from sigexp.problem import Batch, Problem, Reference
 from sigexp.report import cases, claims, claims_file, page, response, verdicts
@@ -47,13 +48,16 @@ def run(
     command: str = "",
     *,
     allocator_tuned: bool = False,
+    again: Path | None = None,
 ) -> Run:
     """Train a population on a problem and judge its best member. Everything is checked before the folder is made.
 
-    `allocator_tuned` only says, for the record, what the process did before.
+    `allocator_tuned` only says, for the record, what the process did before. again: the folder of a run of this config
+    that did not come to its end, which is taken up from its last checkpoint. Raises KeyboardInterrupt where a signal
+    asks the run to end, with the folder as its first argument.
     """
     with Phases() as phases:
-        return _run(config, names, overrides, command, allocator_tuned, phases)
+        return _run(config, names, overrides, command, allocator_tuned, phases, again)
 
 
 def _run(
@@ -63,6 +67,7 @@ def _run(
     command: str,
     allocator_tuned: bool,
     phases: Phases,
+    again: Path | None,
 ) -> Run:
     """`run`, which tells `phases` what it is at."""
     began = time.perf_counter()
@@ -72,13 +77,19 @@ def _run(
     problem = ready.problem
     stated = claims.matching(claims_file.load(names.experiment), overrides, names.chosen())
     sign = folders.signature(config, problem.source, sigexp.__version__)
-    folder = folders.create(Path(config["outputs"]), names.experiment, names.model, sign)
-    board = Board(folder, problem, names, ready.members[0], ready.device, ready.settings.max_samples)
-    with folders.logging_to(folder, command), closing(board):
+    folder = again or folders.create(Path(config["outputs"]), names.experiment, names.model, sign)
+    with folders.logging_to(folder, command), ExitStack() as stack:
         log.info("allocator tuned: %s; threads: %d; device: %s", allocator_tuned, torch.get_num_threads(), ready.device)
-        write_config(folder, config, names, overrides)
+        if again is None:
+            write_config(folder, config, names, overrides)
+        kept = Keeper.of(folder, sign, phases, again=again is not None)
+        before, pictured = kept.rounds(), kept.pictured
+        board = Board(
+            folder, problem, names, ready.members[0], ready.device, ready.settings.max_samples, before, pictured
+        )
+        stack.enter_context(closing(board))
         board.begin(config)
-        trained = train(config, ready, folder, board, allocator_tuned, phases)
+        trained = train(config, ready, folder, board, allocator_tuned, phases, kept)
         best, feed = trained.best, trained.feed
         save_model(folder, best, described(config, names, ready))
         phases.at("bounds")
@@ -99,7 +110,8 @@ def _run(
         show(folder, board, best, problem, judged, ready.device, looks)
         folders.write(folder / "cases.json", folders.dumps(cases.as_dict(seen, judged, references)))
         result["kernels"] = kernels.measure(best)
-        result |= {"phases": phases.finished(), "seconds": time.perf_counter() - began}
+        seconds = kept.seconds_before + time.perf_counter() - began
+        result |= {"phases": phases.finished(), "seconds": seconds}
         result["claims"] = verdicts.of_result(stated, result)
         board.end(result)
         folders.write(folder / "result.json", folders.dumps(result, indent=2) + "\n")

@@ -7,15 +7,16 @@ stranger's: its config is checked as that of a model that is loaded.
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sigexp.names import Names
+from sigexp.restoring import REPLAY, restored
 from sigexp.usage import TRUST, Parser, WrongCommand
 
-PLACE = ("position", "progress", "largest_batch")  # of a segment in its search
-REPLAY = "sigexp.search.replay.Replay"
+PLACE = ("position", "progress")  # of a segment in its search
+REPLAY_NAME = "replay"
 SETTINGS = (
     r"seed|device|outputs|dataset\.\w+|trainer\.(threads|processes|execution|memory_limit|compile|tune_allocator)"
 )
@@ -60,6 +61,7 @@ def replay(words: list[str]) -> int:
     found = record.read(folder)
     cli.prepare(given.trust)
     config, names = restored(folder, given.settings, given.trust)
+    names = replace(names, search=REPLAY_NAME)
     schedule, first = segments(folder, found.result["best"].get("id"), config["search"]["max_samples"])
     before = record.mapping(found.config.get("search"))
     if before.get("_target_") == REPLAY:
@@ -70,43 +72,6 @@ def replay(words: list[str]) -> int:
     show_result(done.result, str(done.folder))
     show_replay(found.result, done.result)
     return 0
-
-
-def restored(folder: Path, settings: Sequence[str], trust: Sequence[str]) -> tuple[dict[str, Any], Names]:
-    """The config of config.yaml with settings of the command line, and its names. Raises ValueError."""
-    from omegaconf import OmegaConf
-
-    from sigexp.config import Config
-    from sigexp.track.record import load_yaml, mapping
-    from sigexp.trust import check_targets, leads_out, own_outputs, refuse_magic, targets
-
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; a run's folder has it")
-    found = mapping(load_yaml(folder, path.name))
-    refuse_magic(found, path)
-    names = names_in(found.pop("names", None), path)
-    found["search"] = {k: v for k, v in mapping(found.get("search")).items() if k in Config().search.__dict__}
-    found["outputs"] = own_outputs(folder, found.get("outputs")) or "outputs"
-    anew = {word.partition("=")[0] for word in settings}
-    for part, groups in (("dataset", ("dataset", "experiment")), ("model", ("model",))):
-        check_targets(targets(found.get(part)), groups, trust, path)
-        for name, value in mapping(found.get(part)).items():
-            if leads_out(value) and f"{part}.{name}" not in anew:
-                raise ValueError(f"{path}: {part}.{name}={value!r} leads out of the working directory; say it again")
-    typed = OmegaConf.from_dotlist(list(settings))
-    whole = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Config), found, typed), resolve=True)
-    assert isinstance(whole, dict)
-    return {str(key): value for key, value in whole.items()}, names
-
-
-def names_in(found: Any, path: Path) -> Names:
-    """The names of a run, which become folders: plain words only."""
-    chosen = [found.get(key) if isinstance(found, Mapping) else None for key in ("experiment", "dataset", "model")]
-    if not all(isinstance(name, str) and re.fullmatch(r"\w[\w.@-]{0,99}", name) for name in chosen):
-        raise ValueError(f"{path}: damaged, or none of sigexp's (names: {str(found)[:80]!r})")
-    experiment, dataset, model = map(str, chosen)
-    return Names(experiment, dataset, model, "replay")
 
 
 def segments(folder: Path, best: object, max_samples: int) -> tuple[list[dict[str, Any]], int]:
@@ -137,8 +102,7 @@ def segments(folder: Path, best: object, max_samples: int) -> tuple[list[dict[st
         if samples < 1 or samples != position[member.round + 1] - position[member.round]:
             raise ValueError(f"{folder}: rounds.jsonl is damaged: the samples of round {member.round} do not add up")
         progress = [begin[member.round] / max_samples, begin[member.round + 1] / max_samples]
-        batches = [checked(other.hparams, samples, folder)["batch_size"] for other in rounds[member.round]]
-        place = dict(zip(PLACE, (position[member.round], progress, max(batches)), strict=True))
+        place = dict(zip(PLACE, (position[member.round], progress), strict=True))
         found.append({"samples": samples, **place, "hparams": checked(member.hparams, samples, folder)})
     return found, line[0].id
 
@@ -162,18 +126,19 @@ def as_before(schedule: list[dict[str, Any]], search: Mapping[str, Any], folder:
     for segment, before in zip(schedule, known, strict=False):
         place = mapping(before)
         position, progress = place.get("position"), place.get("progress")
-        largest = place.get("largest_batch", segment["largest_batch"])
         shares = isinstance(progress, list) and len(progress) == 2 and all(type(x) in (int, float) for x in progress)
-        if not (shares and type(position) is int and position >= 0 and type(largest) is int and largest >= 1):
+        if not (shares and type(position) is int and position >= 0):
             raise ValueError(f"{folder}: config.yaml is damaged: segment {str(before)[:80]!r}")
-        segment.update(position=position, progress=progress, largest_batch=largest)
+        segment.update(position=position, progress=progress)
     return first
 
 
 def as_search(search: Mapping[str, Any], schedule: list[dict[str, Any]], first_member: int) -> dict[str, Any]:
     """The config's search, as the replay of a schedule."""
+    from sigexp.config import Config
+
     return {
-        **search,
+        **{name: value for name, value in search.items() if name in Config().search.__dict__},
         "_target_": REPLAY,
         "members": 1,
         "survivors": 1,

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from sigexp import config as configuration
-from sigexp import evaluation, fitting, machine, starts
+from sigexp import evaluation, fitting, machine, starts, stopping
 from sigexp.config import ConfigError
+from sigexp.keeping import Keeper
 from sigexp.names import Names
 from sigexp.population.calibrate import Calibration, Wanted, calibrate
 from sigexp.population.feed import Feed
@@ -26,7 +27,8 @@ from sigexp.report.phases import Phases
 from sigexp.report.terminal import Terminal, best_reference
 from sigexp.report.wording import counted
 from sigexp.search.base import HParams
-from sigexp.search.rounds import Outcome, RoundRecord, SearchLoop
+from sigexp.search.records import Outcome, RoundRecord
+from sigexp.search.rounds import SearchLoop
 from sigexp.track import folder as folders
 
 log = logging.getLogger("sigexp")
@@ -84,9 +86,16 @@ class Trained:
 
 
 def train(
-    config: Mapping[str, Any], ready: Ready, folder: Path, board: Board, allocator_tuned: bool, phases: Phases
+    config: Mapping[str, Any],
+    ready: Ready,
+    folder: Path,
+    board: Board,
+    allocator_tuned: bool,
+    phases: Phases,
+    kept: Keeper,
 ) -> Trained:
-    """The search, from drawing the data to its outcome."""
+    """The search, from drawing the data to its outcome. Signals that ask it to end are heard between two steps, after
+    saving; raises KeyboardInterrupt then."""
     phases.at("data")
     problem, settings, trainer = ready.problem, ready.settings, config["trainer"]
     began = time.perf_counter()
@@ -96,22 +105,28 @@ def train(
     if feed.size is not None:
         feed.data()
     log.info("data ready after %.1f s: %s", time.perf_counter() - began, dict(problem.source))
-    if trainer["start"] == "least_squares":
+    if trainer["start"] == "least_squares" and kept.resumed is None:
         begin_linear(ready, feed, config["seed"])
     phases.at("plan")
     population, hparams = populate(ready.members, problem, trainer, ready.device)
     with torch.random.fork_rng():
         torch.manual_seed(config["seed"])  # for what draws while it trains, such as dropout
-        calibration = calibrate(population, feed, wanted(config), machine.cache_dir() / "plans")
+        if kept.resumed is None:
+            progress, calibration = None, calibrate(population, feed, wanted(config), machine.cache_dir() / "plans")
+        else:
+            progress, calibration = kept.progress(population)
         log.info("plan: %s (%s)", calibration.plan, described_calibration(calibration))
         population.use(calibration.plan)
         carried, processes = carry(population, trainer, config["seed"], allocator_tuned)
         title = f"{folder}: {counted(len(ready.members), 'member')} on {ready.device}"
         reference = best_reference(valid, problem.headline)
-        decides = deciding_loss(problem, settings.selection)
+        decides, before = deciding_loss(problem, settings.selection), progress.seen() if progress else 0
         phases.at("training")
         try:
-            with Terminal(title, problem.headline, reference, settings.max_samples, decides) as terminal:
+            with (
+                Terminal(title, problem.headline, reference, settings.max_samples, decides, before) as terminal,
+                stopping.deferred() as request,
+            ):
                 outcome = SearchLoop(
                     settings,
                     carried,
@@ -122,10 +137,14 @@ def train(
                     lr_schedule=trainer["schedule"],
                     on_round=recorder(folder, board, terminal),
                     on_progress=terminal.step,
-                ).run()
-        finally:
+                    on_pause=lambda loop, begins: kept.pause(loop, begins, request, calibration, board),
+                ).run(progress, kept.past(settings.selection))
+        except BaseException:
             if isinstance(carried, Shards):
-                carried.close()
+                carried.close(at_once=True)
+            raise
+        if isinstance(carried, Shards):
+            carried.close()
     population.load_state(outcome.state)
     peak = carried.peak_memory_bytes if isinstance(carried, Shards) else 0
     return Trained(outcome, population.member(0), feed, calibration, processes, peak, valid)

@@ -14,6 +14,7 @@ Usage
 Verbs
   list [experiments|datasets|models|searches] [--json]   what can be chosen
   preview experiment=NAME [-o FILE]     a picture of inputs and targets before any training
+  resume RUN                            go on with a run that was interrupted or killed, from its last checkpoint
   rerun RUN [NAME=VALUE ...]            the same run again, or with a change; refuses where its conf has changed
   replay RUN                            train the best line's recorded hyperparameter schedule alone
   apply RUN FILE... -o OUT [--simulate]  the learned model on your own pictures, arrays and sounds, of any size;

@@ -8,6 +8,7 @@ from importlib import import_module
 VERBS = {  # name -> function, meaning
     "list": ("sigexp.showing.list_choices", "what can be chosen"),
     "preview": ("sigexp.showing.preview", "a picture of the data before any training"),
+    "resume": ("sigexp.resuming.resume", "go on with an interrupted run, from its last checkpoint"),
     "rerun": ("sigexp.rerunning.rerun", "the same run again, or with a change"),
     "replay": ("sigexp.replaying.replay", "train the best line's recorded schedule alone"),
     "apply": ("sigexp.applying.command", "the learned model on your own files"),

@@ -3,7 +3,9 @@
 Every parameter, gradient and optimizer state is stacked, [P, ...], and every hyperparameter [P].
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,6 +21,25 @@ SLOTS: Mapping[str, tuple[str, ...]] = {  # state tensors, shaped like the param
 }
 BETA2, EPSILON = 0.999, 1e-8
 LARGE = 100_000  # numbers in one member's tensor, from which a kernel of torch per member beats a few passes over all
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What multiplies learning rates in the course of a round: a function of the examples alone, so that a member has
+    the same alone and beside others.
+
+    name: constant or cosine (from 1 to 0 over the budget). first: share of the budget, 0..1, at the round's beginning.
+    slope: of that share, for every example.
+    """
+
+    name: str = "constant"
+    first: float = 0.0
+    slope: float = 0.0
+
+    def at(self, examples: int) -> float:
+        """The factor for a minibatch that begins after so many examples of the round."""
+        share = min(self.first + self.slope * examples, 1.0)
+        return 0.5 * (1 + math.cos(math.pi * share)) if self.name == "cosine" else 1.0
 
 
 def update(

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sigexp.population.convolution import Kernels
 from sigexp.population.feed import Feed
 from sigexp.population.moments import Moments
-from sigexp.population.optimizers import SLOTS
+from sigexp.population.one_by_one import OneByOne
+from sigexp.population.optimizers import SLOTS, Schedule
 from sigexp.population.plan import Plan
-from sigexp.population.steps import AllAtOnce, Flat, OneByOne
+from sigexp.population.steps import AllAtOnce, Flat
 from sigexp.population.together import Together
 from sigexp.problem import Batch, PerExample
 
@@ -37,6 +38,17 @@ def take(state: Mapping[str, Tensor], members: Tensor) -> State:
 def join(*states: Mapping[str, Tensor]) -> State:
     """The members of several states as one."""
     return {name: torch.cat([state[name] for state in states]) for name in states[0]}
+
+
+class Snapshot(NamedTuple):
+    """All that the future of a population depends on, between two calls of `advance`.
+
+    unfinished, plans: of every part of it that is computed by itself; minibatches not yet full, and random numbers.
+    """
+
+    members: State
+    unfinished: list[State]
+    plans: list[Plan]
 
 
 class Population:
@@ -66,7 +78,7 @@ class Population:
         self.loss, self.metrics, self.optimizer = loss, metrics, optimizer
         self.clip_norm, self.precision, self.device = clip_norm, precision, torch.device(device)
         self.compiled = compiled  # by torch.compile, for 'one by one'
-        self.lr_scale = 1.0  # what the schedule multiplies every member's learning rate with
+        self.schedule = Schedule()  # of learning rates, over the examples since `set_hparams` or `drop_pending`
         self.template = copy.deepcopy(members[0]).to(self.device)
         # Statistics over the minibatch: it can neither be cut nor be longer for one member than for another.
         self.whole = any(isinstance(module, _BatchNorm) for module in self.template.modules())
@@ -205,11 +217,38 @@ class Population:
         """Forget the examples that did not fill a minibatch, and what was learned from them."""
         self.restart()
 
-    def restart(self) -> AllAtOnce | OneByOne:
-        """Advance by the plan as it is now, from the beginning of a minibatch."""
+    def snapshot(self) -> Snapshot:
+        """What `restore` goes on from, bit for bit; random numbers are those of this thread."""
+        unfinished, plan = self.unfinished()
+        return Snapshot(self.state(), [unfinished], [plan])
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Be as `snapshot` found the population."""
+        self.load_state(snapshot.members)
+        self.go_on(snapshot.unfinished[0], snapshot.plans[0])
+
+    def unfinished(self) -> tuple[State, Plan]:
+        """What a snapshot has beside the members: minibatches not yet full, random numbers, and the plan."""
+        found = {**self._steps.unfinished(), "random": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            found["random_cuda"] = torch.cuda.get_rng_state(self.device)
+        return found, self.plan
+
+    def go_on(self, unfinished: State, plan: Plan) -> None:
+        """Take back what `unfinished` gave, with the same members."""
+        if plan != self.plan:
+            self.use(plan)
+        if "seen" in unfinished:
+            self._steps.go_on(unfinished)
+        torch.set_rng_state(unfinished["random"])
+        if "random_cuda" in unfinished:
+            torch.cuda.set_rng_state(unfinished["random_cuda"], self.device)
+
+    def restart(self, seen: int = 0) -> AllAtOnce | OneByOne:
+        """Advance by the plan as it is now, from the beginning of a minibatch, after `seen` examples."""
         apart = self.whole and len(self.hparams["batch_size"].unique()) > 1
         one_by_one = self.plan.way == "one by one" or apart
-        self._steps = OneByOne(self) if one_by_one else AllAtOnce(self, self._flat)
+        self._steps = OneByOne(self, seen) if one_by_one else AllAtOnce(self, self._flat, seen)
         return self._steps
 
     def full_precision(self, loss: PerExample) -> PerExample:

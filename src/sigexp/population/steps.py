@@ -1,19 +1,20 @@
-"""How the members of a population advance over a minibatch: all at once, or one after the other.
+"""How the members of a population advance over a minibatch all at once; one_by_one.py is the other way.
 
-Both have one method, `advance`. Examples that do not fill a member's minibatch, or what was learned from them, wait in
-here for the next call. They know their population by a weak reference: in a cycle its tensors would outlive it.
+`advance` is what both do. Examples that do not fill a member's minibatch, or what was learned from them, wait in here
+for the next call; `unfinished` and `go_on` take that out and put it back. They know their population by a weak
+reference: in a cycle its tensors would outlive it.
 """
 
 import logging
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sigexp.population.optimizers import LARGE, SLOTS, clipped, update, update_one
+from sigexp.population.optimizers import LARGE, SLOTS, clipped, update
 from sigexp.problem import Batch
 
 if TYPE_CHECKING:
@@ -27,8 +28,10 @@ def joined(before: Sequence[Batch], batch: Batch) -> Batch:
     return Batch(*(torch.cat(parts) for parts in zip(*before, batch, strict=True))) if before else batch
 
 
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return b if a is None else a if b is None else a + b
+def waiting(unfinished: Mapping[str, Tensor], prefix: str, device: torch.device) -> list[Batch]:
+    """The examples that wait under a prefix, where there are any."""
+    parts = [unfinished.get(f"{prefix}/{name}") for name in Batch._fields]
+    return [Batch(*(part.to(device) for part in parts if part is not None))] if parts[0] is not None else []
 
 
 def smaller_passes(population: "Population", count: int, error: BaseException) -> None:
@@ -75,12 +78,13 @@ class Flat:
 class AllAtOnce:
     """One pass for all members. Gradients are summed over the passes that a member's minibatch takes."""
 
-    def __init__(self, population: "Population", flat: Flat | None) -> None:
+    def __init__(self, population: "Population", flat: Flat | None, seen: int = 0) -> None:
         count = len(population)
         self.population, self.flat = weakref.proxy(population), flat
         self.sizes = [int(size) for size in population.hparams["batch_size"]]
         self.weights = 1 / torch.tensor(self.sizes, dtype=torch.float64, device=population.device)
-        self.filled = [0] * count  # examples of each member's unfinished minibatch
+        self.seen = seen  # examples since the beginning
+        self.filled = [0] * count  # of them in each member's unfinished minibatch
         self.waiting: list[Batch] = []  # examples, of models that take a minibatch whole
         self.gradients: list[Tensor] | None = None
         self.unused: list[str] = []
@@ -105,11 +109,12 @@ class AllAtOnce:
                 smaller_passes(population, count, error)
                 if population.plan.way == "together":
                     continue
-                alone = population.restart()
+                alone = population.restart(self.seen)
                 others = alone.advance(Batch(*(part[offset:] for part in batch)))
                 pairs = zip(done, others, strict=True)
                 return [torch.cat([*[loss[None] for loss in losses], other]) for losses, other in pairs]
             offset += count
+            self.seen += count
             self.filled = [filled + count for filled in self.filled]
             due = [p for p, (size, filled) in enumerate(zip(self.sizes, self.filled, strict=True)) if filled == size]
             if due:
@@ -155,7 +160,7 @@ class AllAtOnce:
         names = [name for name in population.params if name not in self.unused]
         kept = [i for i, name in enumerate(population.params) if name not in self.unused]
         hparams = {name: population.hparams[name].to(population.device) for name in LEARNING}
-        hparams["lr"] = hparams["lr"] * population.lr_scale
+        hparams["lr"] = hparams["lr"] * self.scale()
         slots = SLOTS[population.optimizer]
         for rows in [slice(None)] if everyone else [slice(p, p + 1) for p in due]:
             grads = [self.gradients[i][rows] for i in kept]
@@ -184,6 +189,36 @@ class AllAtOnce:
         alive[chosen] = alive[chosen] & losses.isfinite()
         return losses
 
+    def scale(self) -> float | Tensor:
+        """The schedule's factor where a minibatch that ends here began: one number, or [P]."""
+        schedule = self.population.schedule
+        if len(set(self.sizes)) == 1 or schedule.name == "constant":
+            return schedule.at(self.seen - self.sizes[0])
+        return torch.tensor([schedule.at(self.seen - size) for size in self.sizes], device=self.population.device)
+
+    def unfinished(self) -> dict[str, Tensor]:
+        """What waits for the next call; nothing at the beginning."""
+        if self.seen == 0:
+            return {}
+        found = {"seen": torch.tensor(self.seen), "filled": torch.tensor(self.filled), "losses": self.losses.clone()}
+        for name, part in zip(Batch._fields, self.waiting[0] if self.waiting else (), strict=False):
+            found[f"waiting/{name}"] = part
+        if self.gradients is not None:
+            found |= {f"gradients/{i}": gradient.clone() for i, gradient in enumerate(self.gradients)}
+            found["used"] = torch.tensor([name not in self.unused for name in self.population.params])
+        return found
+
+    def go_on(self, unfinished: Mapping[str, Tensor]) -> None:
+        """Begin where `unfinished` was taken."""
+        device = self.population.device
+        self.seen, self.filled = int(unfinished["seen"]), unfinished["filled"].tolist()
+        self.losses = unfinished["losses"].to(device)
+        self.waiting = waiting(unfinished, "waiting", device)
+        if "used" in unfinished:
+            used = zip(self.population.params, unfinished["used"].tolist(), strict=True)
+            self.unused = [name for name, was in used if not was]
+            self.gradients = [unfinished[f"gradients/{i}"].to(device) for i in range(len(self.population.params))]
+
     def _update_everyone(self, flat: Flat) -> Tensor:
         """`_update` of all members in a few operations on all their numbers: starting them is what takes the time."""
         population = self.population
@@ -192,7 +227,9 @@ class AllAtOnce:
         if not self.spread:
             hparams = {name: population.hparams[name].to(population.device) for name in LEARNING}
             self.spread = {name: value.to(grads[0].dtype)[flat.owner] for name, value in hparams.items()}
-        hparams = {**self.spread, "lr": self.spread["lr"] * population.lr_scale}
+        scale = self.scale()
+        scale = scale if isinstance(scale, float) else scale.to(grads[0])[flat.owner]
+        hparams = {**self.spread, "lr": self.spread["lr"] * scale}
         update(
             population.optimizer,
             [flat.tensors["params"]],
@@ -207,76 +244,3 @@ class AllAtOnce:
         alive &= losses.isfinite()
         self.gradients, self.losses, self.filled = None, torch.zeros_like(losses), [0] * len(self.sizes)
         return losses
-
-
-class OneByOne:
-    """The library's operations, member after member."""
-
-    def __init__(self, population: "Population") -> None:
-        self.population = weakref.proxy(population)
-        self.sizes = [int(size) for size in population.hparams["batch_size"]]
-        self.waiting: list[list[Batch]] = [[] for _ in self.sizes]
-
-    def advance(self, batch: Batch) -> list[Tensor]:
-        return [self._advance_member(p, size, batch) for p, size in enumerate(self.sizes)]
-
-    def _advance_member(self, p: int, size: int, batch: Batch) -> Tensor:
-        losses: list[Tensor] = []
-        alive = self.population.store["alive"]
-        if alive[p]:
-            stock = joined(self.waiting[p], batch)
-            full = len(stock.inputs) // size
-            for i in range(full):
-                here = slice(i * size, (i + 1) * size)
-                losses.append(self._update_one(p, Batch(stock.inputs[here], stock.targets[here])))
-                if not losses[-1].isfinite():
-                    alive[p] = False
-                    break
-            rest = slice(full * size, None)
-            self.waiting[p] = [Batch(stock.inputs[rest], stock.targets[rest])] if len(stock.inputs) % size else []
-        return torch.stack(losses) if losses else torch.empty(0, device=self.population.device)
-
-    def _update_one(self, p: int, batch: Batch) -> Tensor:
-        population = self.population
-        while True:
-            count = len(batch.inputs)
-            length = count if population.whole else min(population.plan.slice or count, count)
-            try:
-                loss, grads = self._gradients_one(p, batch, length)
-                break
-            except (MemoryError, RuntimeError) as error:
-                smaller_passes(population, length, error)
-        if population.clip_norm is not None:
-            whole = clipped([grad[None] for grad in grads.values()], population.clip_norm)
-            grads = {name: grad[0] for name, grad in zip(grads, whole, strict=True)}
-        hparams = {name: float(population.hparams[name][p]) for name in LEARNING}
-        slots = SLOTS[population.optimizer]
-        with torch.no_grad():
-            update_one(
-                population.optimizer,
-                [population.store[f"params/{name}"][p] for name in grads],
-                list(grads.values()),
-                {slot: [population.store[f"{slot}/{name}"][p] for name in grads] for slot in slots},
-                population.store["step"][p],
-                **{**hparams, "lr": hparams["lr"] * population.lr_scale},
-            )
-        return loss
-
-    def _gradients_one(self, p: int, batch: Batch, length: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss of a minibatch and its gradients, in passes of `length` examples."""
-        population = self.population
-        member = population.modules()[p].train()
-        named = {name.removeprefix("_orig_mod."): t for name, t in member.named_parameters() if t.requires_grad}
-        total = torch.zeros((), device=self.population.device)
-        found: Sequence[Tensor | None] | None = None
-        for inputs, targets in zip(batch.inputs.split(length), batch.targets.split(length), strict=True):
-            if population.plan.channels_last and inputs.ndim == 4:
-                inputs = inputs.contiguous(memory_format=torch.channels_last)
-            with population.autocast():
-                losses = population.full_precision(population.loss)(member(inputs), targets)
-            loss = losses.sum() / len(batch.inputs)
-            grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-            found = grads if found is None else [_sum(a, b) for a, b in zip(found, grads, strict=True)]
-            total = total + loss.detach()
-        assert found is not None
-        return total, {name: grad for name, grad in zip(named, found, strict=True) if grad is not None}

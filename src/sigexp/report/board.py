@@ -30,7 +30,7 @@ from sigexp.report.figures import kernel_weights
 from sigexp.report.pictures import worth_showing
 from sigexp.report.tables import number, ranked, test_sets
 from sigexp.report.terminal import best_reference
-from sigexp.search.rounds import RoundRecord
+from sigexp.search.records import RoundRecord
 from sigexp.signal.response import Response
 from sigexp.track.events import Events, Node
 
@@ -47,15 +47,25 @@ class Board:
     """The event file of a run. A picture that cannot be drawn is missing, and run.log says why; OSError is raised."""
 
     def __init__(
-        self, folder: Path, problem: Problem, names: Names, model: nn.Module, device: torch.device, budget: int
+        self,
+        folder: Path,
+        problem: Problem,
+        names: Names,
+        model: nn.Module,
+        device: torch.device,
+        budget: int,
+        before: Sequence[RoundRecord] = (),
+        pictured: int = -1,
     ) -> None:
+        """before, pictured: the rounds of a run that is taken up again, and the step of its last pictures."""
         self.events, self.problem, self.device, self.budget = Events(folder), problem, device, budget
         self.names, self.judged = names, f"{names.experiment}/{problem.headline}"
         self.template = copy.deepcopy(model).to(device)
-        self.due = list(MOMENTS)
+        self.taken_up = bool(before) or pictured >= 0
+        self.rounds = list(before)
+        self.due = [share for share in MOMENTS if not before or share * budget > before[-1].total_samples]
         self.levels: dict[str, float] = {}
-        self.rounds: list[RoundRecord] = []
-        self.pictured = -1  # step of the last pictures of progress
+        self.pictured = pictured  # step of the last pictures of progress
         self.confusion = np.zeros((problem.classes or 0,) * 2)
         self.shown: Batch | None = None
         self.reference: tuple[str, Tensor] | None = None  # the best known predictor, and what it makes of `shown`
@@ -65,6 +75,8 @@ class Board:
 
     def begin(self, config: Mapping[str, Any]) -> None:
         """What is known before training: settings, model, graph, layout."""
+        if self.taken_up:
+            return  # an earlier file has it
         self.events.layout(layout(self.names.experiment, self.problem.headline))
         self.events.begin_hparams(hparams_of(config, self.names, self.problem.headline), COLUMNS, FIRST)
         self.events.text(
@@ -87,7 +99,8 @@ class Board:
         known = {name: found[headline] for name, found in valid.items() if math.isfinite(found.get(headline, math.nan))}
         for name in sorted(known, key=known.__getitem__, reverse=higher_is_better(headline))[:LEVELS]:
             self.levels[f"references/{self.judged}/{name}"] = known[name]
-        self.events.scalars(self.levels, 0)
+        if not self.taken_up:
+            self.events.scalars(self.levels, 0)
         size = problem.sizes["valid"]
         count = JUDGED if problem.kind == "class" else EXAMPLES
         self.shown = problem.examples("valid", 0, count if size is None else min(size, count))

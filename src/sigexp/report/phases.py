@@ -52,6 +52,11 @@ class Phases:
             self.said = words
             self.console.print(words, soft_wrap=True)
 
+    def so_far(self) -> dict[str, float]:
+        """The seconds of all phases until now, the one under way too."""
+        now = {self.now: self.seconds.get(self.now, 0.0) + time.perf_counter() - self.since} if self.now else {}
+        return self.seconds | now
+
     def finished(self) -> dict[str, float]:
         """The seconds of all phases until now, in the order in which they began."""
         self._end()

@@ -14,7 +14,7 @@ from sigexp.report.canvas import BLACK, BLUE, GREY, ORANGE, PALE, Canvas, Color,
 from sigexp.report.figures import kernel_scales, shades, tiled
 from sigexp.report.response import around_middle
 from sigexp.report.seeds import MARGIN, fitted_to, half_extent
-from sigexp.search.rounds import RoundRecord
+from sigexp.search.records import RoundRecord
 from sigexp.signal.response import Response
 
 SIDE = 96  # pixels of an example

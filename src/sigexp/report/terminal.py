@@ -21,7 +21,7 @@ from sigexp.metrics import higher_is_better
 from sigexp.report.tables import number, result_tables
 from sigexp.report.verdicts import claim_numbers
 from sigexp.report.wording import EQUAL, LEAST_DB, counted, phases
-from sigexp.search.rounds import MemberRecord, RoundRecord
+from sigexp.search.records import MemberRecord, RoundRecord
 from sigexp.track.record import finite, mapping, printable
 
 log = logging.getLogger("sigexp")
@@ -50,10 +50,14 @@ class Terminal:
         best_reference: tuple[str, float] | None,
         budget: int,
         decides: str | None = None,
+        before: int = 0,
     ) -> None:
-        """decides: by which loss the best is chosen, 'valid' or 'train', where the metric is not that loss."""
+        """decides: by which loss the best is chosen, 'valid' or 'train', where the metric is not that loss.
+
+        before: member-samples that the run had when it was taken up again.
+        """
         self.title, self.metric, self.budget, self.known = title, metric, budget, best_reference
-        self.began, self.done, self.waiting = time.perf_counter(), 0, ""
+        self.began, self.done, self.before, self.waiting = time.perf_counter(), before, before, ""
         self.decides, self.ended = decides, False
         self.next = 0.0  # when something may be shown again
         self.latest: RoundRecord | None = None  # that the table does not show yet
@@ -66,7 +70,8 @@ class Terminal:
             self.live = Live(console=self.console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> "Terminal":
-        said = f"{self.title}, budget {samples(self.budget)} member-samples"
+        taken_up = f"goes on after {samples(self.before)} of" if self.before else "budget"
+        said = f"{self.title}, {taken_up} {samples(self.budget)} member-samples"
         self.console.print(said, soft_wrap=True, markup=False)
         if self.live:
             self.live.start()
@@ -101,7 +106,7 @@ class Terminal:
         self.next = time.perf_counter() + max(REFRESH_S, 120 * (time.thread_time() - began))
 
     def speed(self) -> float:
-        return self.done / max(time.perf_counter() - self.began, 1e-9)
+        return (self.done - self.before) / max(time.perf_counter() - self.began, 1e-9)
 
     def left(self) -> float:
         """Seconds to the end of the budget."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sigexp.search.base import Candidate, HParams, Round, Search, Start
+from sigexp.search.base import Candidate, HParams, Past, Round, Search, Start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class AutoMLP(Search):
         hparams = [start.clip({**start.hparams, "lr": float(lr)}) for lr in rates]
         return Round([None] * self.members, hparams, self.first_samples())
 
-    def next(self, candidates: Sequence[Candidate], rng: np.random.Generator) -> Round | None:
+    def next(self, candidates: Sequence[Candidate], rng: np.random.Generator, past: Past, start: Start) -> Round | None:
         noise = 1 + self.selection_noise * rng.standard_normal(len(candidates))
         scores = np.array([c.score for c in candidates]) * noise
         order = np.argsort(np.where(np.isfinite(scores), scores, np.inf), kind="stable")

@@ -15,18 +15,23 @@ HParams = dict[str, float]  # lr, momentum, weight_decay, batch_size of one memb
 
 @dataclass(frozen=True)
 class Candidate:
-    """A member at the end of a round. `score` is infinite where it diverged."""
+    """A member at the end of a round. `score` is infinite where it diverged. `parent` is the id of the candidate that
+    it went on from, None where it began with fresh weights."""
 
     id: int
     hparams: HParams
     score: float
+    parent: int | None = None
+
+
+Past = Sequence[Sequence[Candidate]]  # of every finished round, the candidates that it trained, in their order
 
 
 @dataclass(frozen=True)
 class Round:
     """What to train next.
 
-    parents: index into the candidates for every member; None starts from fresh weights.
+    parents: index into the candidates for every member; None, in the first round, starts from fresh weights.
     samples: for every member of the round. keep: candidates that stay in the pool untrained. recorded: what was so in
     an earlier run, whose round this one repeats.
     """
@@ -40,12 +45,10 @@ class Round:
 
 @dataclass(frozen=True)
 class Recorded:
-    """Where a round stood in its own run: its first example, its first and last share (0..1) of the budget, and the
-    largest batch of its population, which the steps of a learning rate's schedule depend on (None: of this one)."""
+    """Where a round stood in its own run: its first example, its first and last share (0..1) of the budget."""
 
     position: int
     progress: tuple[float, float]
-    largest_batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -101,5 +104,8 @@ class Search(ABC):
         """The first round: its members start from fresh weights."""
 
     @abstractmethod
-    def next(self, candidates: Sequence[Candidate], rng: np.random.Generator) -> Round | None:
-        """The round that follows; `None` ends the search. At least one candidate has a finite score."""
+    def next(self, candidates: Sequence[Candidate], rng: np.random.Generator, past: Past, start: Start) -> Round | None:
+        """The round that follows; `None` ends the search. At least one candidate has a finite score.
+
+        A pure function of its arguments, so that a search goes on from a checkpoint as it would have gone on without.
+        """

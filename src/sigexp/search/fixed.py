@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sigexp.search.base import Candidate, HParams, Round, Search, Start
+from sigexp.search.base import Candidate, HParams, Past, Round, Search, Start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class Fixed(Search):
     def choose(self, start: Start, rng: np.random.Generator) -> list[HParams]:
         return [start.clip(start.hparams) for _ in range(self.members)]
 
-    def next(self, candidates: Sequence[Candidate], rng: np.random.Generator) -> Round | None:
+    def next(self, candidates: Sequence[Candidate], rng: np.random.Generator, past: Past, start: Start) -> Round | None:
         return Round(list(range(len(candidates))), [c.hparams for c in candidates], self.round_samples)
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from sigexp.search.base import Candidate, Recorded, Round, Search, Start
+from sigexp.search.base import Candidate, Past, Recorded, Round, Search, Start
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replay(Search):
-    """segments: for every round {samples, position, progress: [first, last], largest_batch, hparams: {lr, momentum,
-    weight_decay, batch_size}}, as `Recorded`. first_member: the initial member whose random weights the line began
+    """segments: for every round {samples, position, progress: [first, last], hparams: {lr, momentum, weight_decay,
+    batch_size}}, as `Recorded`. first_member: the initial member whose random weights the line began
     with."""
 
     segments: list[dict[str, Any]]
@@ -28,12 +28,12 @@ class Replay(Search):
     def first(self, start: Start, rng: np.random.Generator) -> Round:
         return self.segment(0, None)
 
-    def next(self, candidates: Sequence[Candidate], rng: np.random.Generator) -> Round | None:
+    def next(self, candidates: Sequence[Candidate], rng: np.random.Generator, past: Past, start: Start) -> Round | None:
         number = candidates[0].id + 1  # one member a round, counted from 0
         return self.segment(number, 0) if number < len(self.segments) else None
 
     def segment(self, number: int, parent: int | None) -> Round:
         found = self.segments[number]
         first, last = found["progress"]
-        recorded = Recorded(found["position"], (first, last), found.get("largest_batch"))
+        recorded = Recorded(found["position"], (first, last))
         return Round([parent], [found["hparams"]], found["samples"], recorded=recorded)

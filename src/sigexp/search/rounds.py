@@ -1,67 +1,28 @@
 """The loop every search runs in: train a round, score it, keep the best, ask for the next."""
 
+import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sigexp.population.crew import WorkerLost
 from sigexp.population.feed import Feed
-from sigexp.population.population import Population, State, join, take
+from sigexp.population.optimizers import Schedule
+from sigexp.population.population import Population, Snapshot, join, take
 from sigexp.population.shards import Shards
 from sigexp.problem import Batch, Problem
 from sigexp.search.base import Candidate, HParams, Round, Search
+from sigexp.search.progress import Progress, recent
+from sigexp.search.records import Diverged, MemberRecord, Outcome, RoundRecord
 
-MINIBATCHES = 4  # that the population is given at a time
-
-
-class Diverged(RuntimeError):
-    """Every member of the population has a loss that is not finite."""
-
-
-@dataclass(frozen=True)
-class MemberRecord:
-    """One member at the end of one round; a line of rounds.jsonl."""
-
-    round: int
-    id: int
-    parent: int | None
-    hparams: HParams
-    samples: int  # that this member's line has learned from
-    train_loss: float  # mean of the last 100 minibatches
-    valid_loss: float
-    valid: float  # the headline metric on validation data
-    diverged: bool
-
-
-@dataclass(frozen=True)
-class RoundRecord:
-    round: int
-    members: list[MemberRecord]
-    total_samples: int  # member-samples of the search so far
-    round_samples: int  # of this round
-    seconds: float  # of training in this round
-    best: MemberRecord  # of the whole search so far
-    improved: bool
-    best_state: State  # of that member, P = 1
-
-
-@dataclass
-class Outcome:
-    best: MemberRecord
-    state: State  # of the best member, P = 1
-    total_samples: int
-    train_seconds: float
-    rounds: int
-    stopped: str  # why the search ended
-
-
-def schedule(name: str, progress: float) -> float:
-    """What multiplies the learning rate after a share `progress` in 0..1 of the budget."""
-    return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))) if name == "cosine" else 1.0
+log = logging.getLogger("sigexp")
+MINIBATCHES = 4  # of the trainer's size that the population is given at a time
+MOST_LOST = 3  # times that lost processes are started again
 
 
 def batch_step(batch_size: int) -> int:
@@ -74,7 +35,11 @@ def batch_step(batch_size: int) -> int:
 
 
 class SearchLoop:
-    """One search from its first round to its last; `on_round` sees every record, `on_progress` every step."""
+    """One search from its first round to its last, or from where another one was.
+
+    on_round sees every record, on_progress the member-samples after every step. on_pause is called between two steps,
+    with the loop, and whether a round begins there; it may take `saved()`, or raise to end the search.
+    """
 
     def __init__(
         self,
@@ -88,148 +53,205 @@ class SearchLoop:
         lr_schedule: str,
         on_round: Callable[[RoundRecord, Population | Shards], None],
         on_progress: Callable[[int], None],
+        on_pause: Callable[["SearchLoop", bool], None] = lambda loop, begins: None,
     ) -> None:
         self.search, self.population, self.feed, self.problem = search, population, feed, problem
         self.start, self.rng, self.lr_schedule = search.start(hparams), np.random.default_rng([seed, 1]), lr_schedule
-        self.on_round, self.on_progress = on_round, on_progress
+        self.on_round, self.on_progress, self.on_pause = on_round, on_progress, on_pause
         size = problem.sizes["valid"]
         assert size is not None
         valid = problem.examples("valid", 0, min(size, search.valid_samples))
         self.valid = Batch(valid.inputs.to(feed.device), valid.targets.to(feed.device))
-        self.batch_step = batch_step(int(hparams["batch_size"]))
-        self.total = self.position = self.next_id = 0
-        self.train_seconds = 0.0
+        self.chunk, self.batch_step = MINIBATCHES * int(hparams["batch_size"]), batch_step(int(hparams["batch_size"]))
+        self.losses: list[list[Tensor]] = []
+        self.past: list[list[Candidate]] = []  # what every round trained, as it is recorded
+        self.lost = 0
 
-    def run(self) -> Outcome:
-        round_ = self.search.first(self.start, self.rng)
-        candidates: list[Candidate] = []
-        lineage: dict[int, int] = {}  # samples behind every candidate id
-        pool: State = self.population.state()
-        best: MemberRecord | None = None
-        best_state: State = {}
-        waited, number, stopped = 0, 0, "budget"
-        while True:
-            round_ = self._within_budget(round_)
-            self._prepare(round_, pool)
-            began = time.perf_counter()
-            train_losses = self._train(round_)
-            seconds = time.perf_counter() - began
-            self.train_seconds += seconds
-            members = self._score(number, round_, candidates, lineage, train_losses)
-            # A batch is cut to a short round's samples, but inherited as it was proposed.
-            given = round_.hparams
-            trained = [Candidate(m.id, h, self._score_of(m)) for m, h in zip(members, given, strict=True)]
-            kept = [candidates[i] for i in round_.keep]
-            after = self.population.state()
-            pool = join(after, take(pool, torch.tensor(round_.keep))) if round_.keep else after
-            candidates = trained + kept
-            lineage = {**{c.id: lineage[c.id] for c in kept}, **{m.id: m.samples for m in members}}
-            if all(math.isinf(c.score) for c in candidates):
-                raise Diverged(f"all {len(candidates)} members diverged in round {number + 1}")
-            champion = min(members, key=self._score_of)
-            least = self._score_of(best) if best else math.inf
-            if self._score_of(champion) < least:
-                best = champion
-                best_state = take(after, torch.tensor([members.index(champion)]))
-            improved = self._score_of(champion) < least * (1 - self.search.min_improvement)
-            waited = 0 if improved else waited + 1
-            assert best is not None
-            number += 1
-            trained_samples = round_.samples * len(members)
-            self.on_round(
-                RoundRecord(number, members, self.total, trained_samples, seconds, best, improved, best_state),
-                self.population,
-            )
-            if self.total >= self.search.max_samples:
-                break
-            if self.search.patience is not None and waited >= self.search.patience:
-                stopped = f"no improvement in {waited} rounds"
-                break
-            following = self.search.next(candidates, self.rng)
-            if following is None:
-                stopped = "search ended"
-                break
-            if self._within_budget(following).samples < 1:
-                break
-            round_ = following
-        return Outcome(best, best_state, self.total, self.train_seconds, number, stopped)
+    def run(self, progress: Progress | None = None, past: Sequence[Sequence[Candidate]] = ()) -> Outcome:
+        """The search to its end, from `saved()` of one before where that is given, and `past` of that one."""
+        self.past = [list(trained) for trained in past]
+        if progress is None:
+            first = self._within_budget(self.search.first(self.start, self.rng), 0)
+            self.now = Progress(first)
+            self._begin(first, self.population.snapshot())
+        else:
+            self.now = progress
+            self.rng.bit_generator.state = dict(progress.rng)
+            if progress.stopped is None:
+                assert progress.snapshot is not None
+                self._restore(progress.snapshot)
+        while self.now.stopped is None:
+            self._whole_round()
+        assert self.now.best is not None
+        return Outcome(
+            self.now.best, self.now.best_state, self.now.total, self.now.train_seconds, self.now.number,
+            self.now.stopped,
+        )  # fmt: skip
 
-    def _within_budget(self, round_: Round) -> Round:
-        left = (self.search.max_samples - self.total) // len(round_.parents)
+    def saved(self) -> Progress:
+        """Where the search is, for `run` of another loop."""
+        snapshot = self.population.snapshot() if self.now.stopped is None else None
+        losses = [recent(values) for values in self.losses]
+        return replace(self.now, snapshot=snapshot, losses=losses, rng=self.rng.bit_generator.state)
+
+    def _within_budget(self, round_: Round, total: int) -> Round:
+        left = (self.search.max_samples - total) // len(round_.parents)
         return replace(round_, samples=min(round_.samples, left))
 
-    def _prepare(self, round_: Round, pool: State) -> None:
+    def _begin(self, round_: Round, pool: Snapshot) -> None:
         """Give the population the round's members: fresh ones as they are, others from the pool."""
-        if any(parent is not None for parent in round_.parents):
-            parents = torch.tensor([parent for parent in round_.parents if parent is not None])
-            self.population.load_state(take(pool, parents))
+        parents = [i if parent is None else parent for i, parent in enumerate(round_.parents)]
+        members = take(pool.members, torch.tensor(parents))
         columns = {name: [h[name] for h in round_.hparams] for name in round_.hparams[0]}
         if round_.recorded is None:
             columns["batch_size"] = [min(self._rounded(size), round_.samples) for size in columns["batch_size"]]
-        self.population.set_hparams(
-            {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}
-        )
+        for name, values in columns.items():
+            like = members[f"hparams/{name}"]
+            members[f"hparams/{name}"] = torch.tensor(values, dtype=like.dtype, device=like.device)
+        kept = take(pool.members, torch.tensor(round_.keep)) if round_.keep else {}
+        position = self.now.position if round_.recorded is None else round_.recorded.position
+        self.now = replace(
+            self.now, round=round_, done=0, kept=kept, round_seconds=0.0, position=position, snapshot=None,
+            losses=[torch.empty(0)] * len(parents),
+        )  # fmt: skip
+        self._restore(Snapshot(members, pool.unfinished, pool.plans))
+        self.on_pause(self, True)
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        """Let the population and the losses be what they were; where processes can be lost, that is kept."""
+        self.losses = [[values.to(self.population.device)] for values in self.now.losses]
+        apart = isinstance(self.population, Shards) and self.population.remote
+        self.again = (self.now, snapshot) if apart else None
+        self.population.restore(snapshot)
 
     def _rounded(self, size: float) -> int:
         return min(max(1, round(size / self.batch_step)) * self.batch_step, self.search.batch_max)
 
-    def _train(self, round_: Round) -> list[list[Tensor]]:
-        """Advance all members over the round's examples, the next ones; every member's minibatch losses."""
-        samples, count = round_.samples, len(self.population)
-        largest = int(self.population.hparams["batch_size"].max())
-        if round_.recorded is not None:
-            self.position = round_.recorded.position
-            largest = round_.recorded.largest_batch or largest
-        losses: list[list[Tensor]] = [[] for _ in range(count)]
-        chunk = MINIBATCHES * largest
-        done = 0
-        while done < samples:
-            here = min(chunk, samples - done)
-            progress = (self.total + done * count) / self.search.max_samples
-            if round_.recorded is not None:
-                first, last = round_.recorded.progress
-                progress = first + (last - first) * done / samples
-            self.population.lr_scale = schedule(self.lr_schedule, progress)
-            for member, values in enumerate(self.population.advance(self.feed, self.position, here)):
-                losses[member].append(values)
-            self.position += here
-            done += here
-            self.on_progress(self.total + done * count)
-        self.population.drop_pending()
-        self.total += samples * count
-        return losses
+    def _whole_round(self) -> None:
+        """What is left of the round under way, what it came to, and the next one."""
+        while True:
+            try:
+                self._train()
+                members, after = self._score(), self.population.snapshot()
+                break
+            except WorkerLost as error:
+                self._recover(error)
+        self._finish(members, after)
 
-    def _score(
-        self,
-        number: int,
-        round_: Round,
-        candidates: list[Candidate],
-        lineage: dict[int, int],
-        losses: list[list[Tensor]],
-    ) -> list[MemberRecord]:
+    def _recover(self, error: WorkerLost) -> None:
+        """Go back to where the round began, or was taken up, with new processes; raises the error after too many."""
+        self.lost += 1
+        if self.lost > MOST_LOST or self.again is None:
+            raise error
+        log.warning("%s; round %d begins again in new processes", error, self.now.number + 1)
+        assert isinstance(self.population, Shards)
+        self.population.restart()
+        self.now, snapshot = self.again
+        self._restore(snapshot)
+
+    def _schedule(self) -> Schedule:
+        """The round's share of the budget, which the learning rates follow."""
+        now, budget, recorded = self.now, self.search.max_samples, self.now.round.recorded
+        first, slope = now.total / budget, len(now.round.parents) / budget
+        if recorded is not None:
+            first, slope = recorded.progress[0], (recorded.progress[1] - recorded.progress[0]) / now.round.samples
+        return Schedule(self.lr_schedule, first, slope)
+
+    def _train(self) -> None:
+        """Advance all members over the rest of the round's examples."""
+        count, samples = len(self.now.round.parents), self.now.round.samples
+        self.population.schedule = self._schedule()
+        while self.now.done < samples:
+            began = time.perf_counter()
+            here = min(self.chunk, samples - self.now.done)
+            for member, values in enumerate(self.population.advance(self.feed, self.now.position, here)):
+                self.losses[member].append(values)
+            seconds = self.now.round_seconds + time.perf_counter() - began
+            done, position = self.now.done + here, self.now.position + here
+            self.now = replace(self.now, done=done, position=position, round_seconds=seconds)
+            self.on_progress(self.now.total + done * count)
+            if done < samples:
+                self.on_pause(self, False)
+        self.population.drop_pending()
+
+    def _finish(self, members: list[MemberRecord], after: Snapshot) -> None:
+        """Take the round's members into the pool, tell, and begin the next round, if there is one."""
+        now, round_ = self.now, self.now.round
+        # A batch is cut to a short round's samples, but inherited as it was proposed.
+        pairs = zip(members, round_.hparams, strict=True)
+        trained = [Candidate(m.id, hparams, self._score_of(m), m.parent) for m, hparams in pairs]
+        self.past.append([Candidate(m.id, m.hparams, self._score_of(m), m.parent) for m in members])
+        kept = [now.candidates[i] for i in round_.keep]
+        pool = after._replace(members=join(after.members, now.kept)) if kept else after
+        candidates = trained + kept
+        if all(math.isinf(c.score) for c in candidates):
+            raise Diverged(f"all {len(candidates)} members diverged in round {now.number + 1}")
+        champion = min(members, key=self._score_of)
+        least = self._score_of(now.best) if now.best else math.inf
+        best, best_state = now.best, now.best_state
+        if best is None or self._score_of(champion) < least:
+            best, best_state = champion, take(after.members, torch.tensor([members.index(champion)]))
+        improved = self._score_of(champion) < least * (1 - self.search.min_improvement)
+        trained_samples = round_.samples * len(members)
+        self.now = now = replace(
+            now,
+            candidates=candidates,
+            lineage={**{c.id: now.lineage[c.id] for c in kept}, **{m.id: m.samples for m in members}},
+            number=now.number + 1,
+            waited=0 if improved else now.waited + 1,
+            total=now.total + trained_samples,
+            next_id=now.next_id + len(members),
+            train_seconds=now.train_seconds + now.round_seconds,
+            best=best,
+            best_state=best_state,
+        )
+        self.on_round(
+            RoundRecord(now.number, members, now.total, trained_samples, now.round_seconds, best, improved, best_state),
+            self.population,
+        )
+        following = self._following()
+        if isinstance(following, Round):
+            self._begin(following, pool)
+        else:
+            self.now = replace(now, stopped=following, kept={}, losses=[])
+            self.on_pause(self, True)
+
+    def _following(self) -> Round | str:
+        """The next round, or why there is none."""
+        now = self.now
+        if now.total >= self.search.max_samples:
+            return "budget"
+        if self.search.patience is not None and now.waited >= self.search.patience:
+            return f"no improvement in {now.waited} rounds"
+        following = self.search.next(now.candidates, self.rng, self.past, self.start)
+        if following is None:
+            return "search ended"
+        following = self._within_budget(following, now.total)
+        return following if following.samples >= 1 else "budget"
+
+    def _score(self) -> list[MemberRecord]:
         records = []
-        valid = self._validate()
-        for p, parent in enumerate(round_.parents):
-            before = candidates[parent] if parent is not None else None
-            recent = torch.cat(losses[p])[-100:].cpu().double()
-            train = float(recent.mean()) if len(recent) else math.nan
+        valid, now = self._validate(), self.now
+        for p, parent in enumerate(now.round.parents):
+            before = now.candidates[parent] if parent is not None else None
+            values = recent(self.losses[p]).cpu().double()
+            train = float(values.mean()) if len(values) else math.nan
             loss = float(valid["loss"][p])
             diverged = not (math.isfinite(train) and math.isfinite(loss))
             hparams = {name: value[p].item() for name, value in self.population.hparams.items()}
             records.append(
                 MemberRecord(
-                    round=number + 1,
-                    id=self.next_id,
+                    round=now.number + 1,
+                    id=now.next_id + p,
                     parent=before.id if before else None,
                     hparams=hparams,
-                    samples=round_.samples + (lineage[before.id] if before else 0),
+                    samples=now.round.samples + (now.lineage[before.id] if before else 0),
                     train_loss=train,
                     valid_loss=math.inf if diverged else loss,
                     valid=float(valid[self.problem.headline][p]),
                     diverged=diverged,
                 )
             )
-            self.next_id += 1
         return records
 
     def _validate(self) -> dict[str, Tensor]:

@@ -45,7 +45,10 @@ class Events:
     """The event file of one run. Raises OSError where the disk does."""
 
     def __init__(self, folder: Path) -> None:
-        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.0"
+        # TensorBoard reads the files of a folder by their names: a run that goes on has a later one.
+        before = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")]
+        after = max((int(when) + 1 for when in before if when.isascii() and when.isdigit()), default=0)
+        name = f"events.out.tfevents.{max(round(time.time()), after):010}.{socket.gethostname()}.{os.getpid()}.0"
         self.file = RecordFile(folder / name)
         self._event(Event(file_version="brain.Event:2"))
 
