@@ -1,10 +1,12 @@
 """More folders of an attacker: sizes without end, markup and terminal escapes, wrong types, and damaged checkpoints."""
 
+import hashlib
 import json
 import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,38 +126,82 @@ def classes(folder: Path, outside: Path) -> None:
 
 
 def checkpoints() -> Iterator[Case]:
-    """Checkpoints, for `resume`."""
+    """Checkpoints, for `resume`: what is damaged is left out, what is sealed anew must do no harm either."""
     what = "checkpoints"
-    both = frozenset({"resume"})
     for suffix in (".json", ".safetensors"):
-        yield Case(what, f"pickled {suffix}", each(suffix, lambda p: p.write_bytes(pickle.dumps(Bomb()))), both)
-        yield Case(what, f"linked {suffix}", each(suffix, outward), both)
-        yield Case(what, f"1 TB {suffix}", each(suffix, lambda p: os.truncate(p, 2**40)), both)
-        yield Case(what, f"a pipe {suffix}", each(suffix, lambda p: (p.unlink(), os.mkfifo(p))), both)
-    yield Case(what, "deep", each(".json", lambda p: p.write_text("[" * 200_000)), both)
-    for value in ("../../x", "/etc/passwd", {"_target_": "os.system"}, "${oc.env:HOME}", PAYLOAD, 10**400, None):
-        poison = each(
-            ".json", lambda p, value=value: p.write_text(json.dumps(filled(json.loads(p.read_text()), value)))
+        yield Case(what, f"pickled {suffix}", each(suffix, lambda p: p.write_bytes(pickle.dumps(Bomb()))))
+        yield Case(what, f"linked {suffix}", each(suffix, outward), frozenset({"resume"}))
+        yield Case(what, f"1 TB {suffix}", each(suffix, lambda p: os.truncate(p, 2**40)))
+        yield Case(what, f"a pipe {suffix}", each(suffix, piped), frozenset({"resume"}))
+    yield Case(what, "deep", each(".json", lambda p: p.write_text("[" * 200_000)))
+    for name in ("run.log", "rounds.jsonl"):
+        yield Case(what, f"{name} is a pipe", unfinished(lambda f, o, n=name: piped(f / n)), frozenset({"resume"}))
+    for value in ("../../x", {"_target_": "os.system"}, PAYLOAD, 10**400, None, -1, [], 1e308):
+        yield Case(what, f"every text {str(value)[:12]!r}", each(".json", partial(resealed, turn=filled, value=value)))
+        yield Case(
+            what, f"every number {str(value)[:12]!r}", each(".json", partial(resealed, turn=counted, value=value))
         )
-        yield Case(what, f"every text {str(value)[:12]!r}", poison, both)
+    huge = packed(json.dumps({"w": {"dtype": "F32", "shape": [2**60, 0], "data_offsets": [0, 0]}}).encode())
+    yield Case(
+        what, "other tensors", each(".json", partial(resealed, turn=lambda data, _: data, value=None, tensors=huge))
+    )
+
+
+def unfinished(poison: Callable[[Path, Path], object]) -> Callable[[Path, Path], None]:
+    """Of a run that was interrupted."""
+
+    def both(folder: Path, outside: Path) -> None:
+        for name in ("result.json", "model.json", "model.safetensors", "report.html", "cases.json"):
+            (folder / name).unlink()
+        outside.mkdir(exist_ok=True)
+        poison(folder, outside)
+
+    return both
+
+
+def each(suffix: str, do: Callable[[Path], object]) -> Callable[[Path, Path], None]:
+    """Something done to every file of its checkpoints."""
+
+    def poison(folder: Path, outside: Path) -> None:
+        for path in sorted((folder / "checkpoints").glob(f"*{suffix}")):
+            do(path)
+
+    return unfinished(poison)
+
+
+def resealed(path: Path, turn: Callable[[Any, Any], Any], value: Any, tensors: bytes | None = None) -> None:
+    """Another content with right checksums."""
+    from sigexp.track.checkpoint import sealed
+
+    body = json.loads(path.read_text())["checkpoint"]
+    kept = {name: body[name] for name in ("signature", "bytes", "tensors_sha256", "files")}
+    if tensors is not None:
+        path.with_suffix(".safetensors").write_bytes(tensors)
+        kept |= {"bytes": len(tensors), "tensors_sha256": hashlib.sha256(tensors).hexdigest()}
+    path.write_text(sealed({**turn(body, value), **kept}))
 
 
 def filled(document: Any, value: Any) -> Any:
     """The document with a value in place of every text."""
+    return replaced_in(document, str, value)
+
+
+def counted(document: Any, value: Any) -> Any:
+    """The document with a value in place of every number."""
+    return replaced_in(document, (int, float), value)
+
+
+def replaced_in(document: Any, kind: type | tuple[type, ...], value: Any) -> Any:
     if isinstance(document, dict):
-        return {key: filled(item, value) for key, item in document.items()}
+        return {key: replaced_in(item, kind, value) for key, item in document.items()}
     if isinstance(document, list):
-        return [filled(item, value) for item in document]
-    return value if isinstance(document, str) else document
+        return [replaced_in(item, kind, value) for item in document]
+    return value if isinstance(document, kind) else document
 
 
-def each(suffix: str, do: Callable[[Path], object]) -> Callable[[Path, Path], None]:
-    def poison(folder: Path, outside: Path) -> None:
-        outside.mkdir(exist_ok=True)
-        for path in sorted((folder / "checkpoints").glob(f"*{suffix}")):
-            do(path)
-
-    return poison
+def piped(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
 
 
 def outward(path: Path) -> None:

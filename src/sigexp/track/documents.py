@@ -52,14 +52,12 @@ def regular(path: Path, most: int) -> Path:
 
 
 def content(path: Path, most: int) -> bytes:
-    """What a file holds, as `regular`; also where it is exchanged or grows meanwhile."""
+    """What a file holds, as `regular`, also where another one takes its place meanwhile; of one that grows, what was
+    there."""
     regular(path, most)
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     with os.fdopen(os.open(path, flags), "rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise ValueError(f"more than {most:,} bytes")
-    return data
+        return file.read(min(os.fstat(file.fileno()).st_size, most))
 
 
 def text(path: Path, most: int, errors: str = "strict") -> str:
