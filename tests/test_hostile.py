@@ -78,7 +78,7 @@ def made_link(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a: !!timestamp x", "a: !!int ''", "a: !!bool x", "a: &a [*a]", "[" * 5000, "? {}\n: 1", "\x00", "a: \xff"]
+    "text", ["a: !!timestamp x", "a: !!int ''", "a: !!bool x", "a: &a [*a]", "[" * 1000, "? {}\n: 1", "\x00", "a: \xff"]
 )
 def test_odd_yaml_is_unreadable(tmp_path, text):
     (tmp_path / "a.yaml").write_text(text, encoding="latin-1")
@@ -111,18 +111,13 @@ def test_a_file_beside_the_user_hides_no_package(workdir):
     assert not (workdir / "PWNED").exists()
 
 
-def test_tensorboard_comes_without_the_plugin_that_reads_any_file(workdir, monkeypatch):
-    from tensorboard import default, program
+def test_tensorboard_comes_without_the_plugin_that_reads_any_file():
+    from tensorboard import default
 
-    class Server:
-        def __init__(self, plugins):
-            names = {getattr(plugin, "__name__", "") for plugin in default.get_plugins()}
-            assert names - {getattr(plugin, "__name__", "") for plugin in plugins} == {"ProjectorPlugin"}
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(program, "TensorBoard", Server)
-    with pytest.raises(KeyboardInterrupt):
-        showing.serve(workdir, 6006)
+    every, ours = (
+        {getattr(one, "__name__", "") for one in some} for some in (default.get_plugins(), showing.plugins())
+    )
+    assert every - ours == {"ProjectorPlugin"}
 
 
 def test_a_sweep_without_end_is_refused(workdir, capsys):

@@ -34,7 +34,7 @@ TINY = [
 ]  # fmt: skip
 SHOWING = ("inspect", "report", "compare", "csv")
 READING = (*SHOWING, "apply", "rerun", "replay", "load")
-SHORT = 10  # of how many cases the short form takes one
+SHORT = 14  # of how many cases the short form takes one
 
 
 def rows(short: bool) -> list[Row]:
