@@ -174,11 +174,15 @@ def paths() -> Iterator[Case]:
     yield Case(what, "a sweep that names folders", sweep_elsewhere)
 
 
+def emptied(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
 def sweep_elsewhere(folder: Path, outside: Path) -> None:
     """A sweep's folder whose list of runs leads to a run outside, which no verb may write into."""
     shutil.copytree(folder, outside)
-    for path in list(folder.iterdir()):
-        path.unlink()
+    emptied(folder)
     line = {"overrides": [], "signature": "0" * 8, "folder": str(outside), "status": "done"}
     (folder / "sweep.jsonl").write_text(json.dumps(line) + "\n")
     (folder / "multirun.yaml").write_text(yaml.safe_dump({"hydra": {"overrides": {"task": ["seed=1"]}}}))

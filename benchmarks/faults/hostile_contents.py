@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.faults.hostile_cases import BUILDS, NONE, SHOWS, Bomb, Case, change, content, override, sparse
+from benchmarks.faults.hostile_cases import BUILDS, NONE, SHOWS, Bomb, Case, change, content, emptied, override, sparse
 
 PAYLOAD = "<script>alert(1)</script>\x1b]0;pwned\x07\x1b[2J\u202e[red]\"'><img src=x onerror=alert(1)>${oc.env:HOME}\n`"
 WRONG: tuple[Any, ...] = (None, True, -1, 1e308, "x", [], {}, [[]], {"a": {}}, 10**400, float("nan"), "\ud800")
@@ -64,8 +64,7 @@ def bombs() -> Iterator[Case]:
 
 
 def endless(folder: Path, sweep: Mapping[str, Any]) -> None:
-    for path in list(folder.iterdir()):
-        path.unlink()
+    emptied(folder)
     (folder / "multirun.yaml").write_text(yaml.safe_dump(sweep))
 
 
