@@ -45,7 +45,7 @@ def rows(short: bool) -> list[Row]:
         good = made(root)
         found: dict[str, list[str]] = {}
         every = chosen(short)
-        typed = list(contents.wrong_types(good, few=short))[:: SHORT if short else 1]
+        typed = list(contents.wrong_types(good))[:: SHORT if short else 1]
         for what in dict.fromkeys(case.what for case in every):
             found[what] = tried([case for case in every if case.what == what], good, root)
         found[typed[0].what] = tried(typed, good, root, (*SHOWING, "load", "rerun"))
