@@ -152,7 +152,8 @@ class Population:
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Become the members of `state`; their number may differ from before."""
-        self.store = {name: self._laid_out(tensor) for name, tensor in state.items()}
+        # In the model's order, on which the layers rely, whatever file the state comes from.
+        self.store = {name: self._laid_out(state[name]) for name in self.store or state}
         self._flat = Flat.of(self.store, SLOTS[self.optimizer]) if self.plan.way != "one by one" else None
         self.params, self.buffers = self._named("params"), self._named("buffers")
         self._members = []
