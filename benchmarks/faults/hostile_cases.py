@@ -151,7 +151,7 @@ def paths() -> Iterator[Case]:
         "cases.json": NONE, "examples.png": NONE, "report.html": NONE, "run.log": NONE,
     }  # fmt: skip
     for name, verbs in read_by.items():
-        yield Case(what, f"{name} is a link", linked(name), frozenset(verbs) - {"inspect"} | {"inspect"})
+        yield Case(what, f"{name} is a link", linked(name), frozenset({*verbs, "inspect"}))
     yield Case(what, "checkpoints is a link", linked("checkpoints"), frozenset({"resume"}))
     for name in ("config.yaml", "model.json", "rounds.jsonl", "result.json", "examples.png"):
         yield Case(what, f"{name} is a pipe", replaced(name, os.mkfifo))
