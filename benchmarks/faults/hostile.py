@@ -144,8 +144,9 @@ def carry_out(verb: str, run: Path, work: Path) -> int:
     if verb == "load":
         return loaded(run, page)
     os.environ["SIGEXP_DATA"] = str(out / "cache")
-    if verb == "replay" or (verb == "resume" and (run / "result.json").is_file()):
-        (run / "result.json").unlink() if verb == "resume" else None
+    if verb == "replay" or (verb == "resume" and os.path.lexists(run / "model.json")):
+        if verb == "resume" and (run / "result.json").is_file():
+            (run / "result.json").unlink()  # a finished run is not resumed
         return accepted([verb, str(run)])
     os.environ.pop("FORCE_COLOR", None)
     if verb in SHOWING:
@@ -164,11 +165,13 @@ def accepted(words: list[str]) -> int:
     def stop(*_: object, **__: object) -> None:
         raise Accepted
 
-    cli.start = stop
+    start, cli.start = cli.start, stop
     try:
         return cli.main(words)
     except Accepted:
         return 0
+    finally:
+        cli.start = start
 
 
 def picture(work: Path) -> Path:
