@@ -84,7 +84,8 @@ class Guard:
             if flags & WRITING and path not in own and not inside(path, self.writable):
                 return f"write {path}"
         if event.startswith(CHANGES):
-            paths = [os.path.realpath(os.fsdecode(arg)) for arg in args[:2] if isinstance(arg, str | bytes)]
+            whole = event.startswith(("os.truncate", "os.ch", "os.utime"))  # others act on a link itself
+            paths = [resolved(os.fsdecode(arg), whole) for arg in args[:2] if isinstance(arg, str | bytes)]
             return next((f"{event} {path}" for path in paths if not inside(path, self.writable)), "")
         if event == "ctypes.dlopen" and args[0] and os.path.isabs(str(args[0])):
             return "" if inside(os.path.realpath(str(args[0])), self.code) else f"{event} {args[0]}"
@@ -93,6 +94,12 @@ class Guard:
             strange = os.path.isfile(name) and not inside(os.path.realpath(name), self.code)
             return f"run {name}" if strange else ""
         return ""
+
+
+def resolved(path: str, whole: bool) -> str:
+    """A path without links, its last part left as it is unless `whole`."""
+    folder, name = os.path.split(os.path.abspath(path))
+    return os.path.realpath(path) if whole else os.path.join(os.path.realpath(folder), name)
 
 
 def inside(path: str, places: Sequence[str]) -> bool:
