@@ -49,9 +49,10 @@ def how_to_go_on(words: Sequence[str], about: Sequence[str]) -> str:
 
 
 def say(message: str) -> None:
-    """To the terminal, which must not act on what a file or a setting holds."""
-    lines = ["".join(c if c.isprintable() else "?" for c in line) for line in message.splitlines()]
-    print("sigexp:", "\n".join(lines), file=sys.stderr)
+    """An error's lines on standard error; names out of a folder steer no terminal."""
+    from sigexp.track.documents import printable
+
+    print("\n".join(map(printable, f"sigexp: {message}".split("\n"))), file=sys.stderr)
 
 
 def command(words: list[str]) -> int:

@@ -7,6 +7,7 @@ nobody begins anew: weights and optimizer state go from rung to rung.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,6 +21,8 @@ class Halving(Search):
     eta: after each rung the best of every `eta` members goes on, until one is left. Rungs have equal shares of
     max_samples, and are trained in rounds of at most `round_samples` a member. Raises ValueError for what cannot work.
     """
+
+    unused: ClassVar[tuple[str, ...]] = ("survivors", "initial_samples")
 
     eta: int = 3
 

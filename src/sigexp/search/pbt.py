@@ -7,6 +7,7 @@ hyperparameters.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,6 +26,8 @@ class PBT(Search):
     `search=random` does. min_rounds: rounds are shortened below `round_samples` so far that the budget holds so many.
     Raises ValueError for what cannot work.
     """
+
+    unused: ClassVar[tuple[str, ...]] = ("survivors", "initial_samples")
 
     quantile: float = 0.25
     explore: str = "perturb"
