@@ -94,7 +94,7 @@ def loop(make, plan, *, optimizer="adam", on_pause=lambda loop, begins: None, re
         (linear, Plan(way="moments")),
         (linear, Plan(way="together")),
     ],
-    ids=str,
+    ids=lambda value: value.__name__ if callable(value) else str(value),
 )
 def test_a_search_goes_on_from_every_pause_bit_for_bit(make, plan):
     taken_up_everywhere(make, plan)
