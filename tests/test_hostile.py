@@ -9,7 +9,6 @@ import pytest
 import runs
 import yaml
 
-from benchmarks.faults import hostile
 from benchmarks.faults.guard import Task, watched
 from sigexp import catalog, showing
 from sigexp.cli import main
@@ -17,11 +16,16 @@ from sigexp.report.markup import element
 from sigexp.track import documents
 from sigexp.track.documents import Unreadable, load_json, load_yaml
 
+ROOT = Path(__file__).resolve().parents[1]
 
-def test_whatever_a_folder_holds_nothing_of_it_runs(capsys):
-    rows = hostile.rows(short=True)
-    assert [row for row in rows if row.passed < row.count] == [], capsys.readouterr().err
-    assert sum(row.count for row in rows) > 150
+
+def test_whatever_a_folder_holds_nothing_of_it_runs():
+    """In a process of its own: what has used torch's threads cannot be forked."""
+    command = [sys.executable, "-m", "benchmarks.faults", "hostile", "--short"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    cases = [int(row.split("|")[2].replace(",", "")) for row in done.stdout.splitlines()[2:]]
+    assert sum(cases) > 150
 
 
 @pytest.mark.parametrize(

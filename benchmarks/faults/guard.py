@@ -7,11 +7,14 @@ and ends with it. See https://docs.python.org/3/library/audit_events.html.
 import contextlib
 import io
 import json
+import math
 import os
 import resource
+import signal
 import sys
 import sysconfig
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +28,7 @@ CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.syml
            "os.chown", "os.utime", "shutil.")  # fmt: skip
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 SECONDS = 60  # of processor time that a child may take
+STILL_S = 120  # of the clock, without an outcome
 BYTES = 3 * 2**30  # of memory
 
 
@@ -118,11 +122,23 @@ def watched(tasks: Sequence[Task], *, trusted: bool = False) -> list[Outcome]:
             child = os.fork()
             if child == 0:
                 in_child(left, file, trusted)
-            os.waitpid(child, 0)
+            wait(child, file)
             file.seek(0)
             done = [Outcome(*json.loads(line)) for line in file.read().splitlines()]
         found += done if len(done) == len(left) else [*done, Outcome(None, "", "the process ended", [], 0)]
     return found
+
+
+def wait(child: int, file: IO[bytes]) -> None:
+    """Until a child has ended; one that says nothing for a long time is ended."""
+    size, since = 0, time.monotonic()
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        time.sleep(0.01)
+        if os.fstat(file.fileno()).st_size != size:
+            size, since = os.fstat(file.fileno()).st_size, time.monotonic()
+        if time.monotonic() - since > STILL_S:
+            os.kill(child, signal.SIGKILL)
+            since = math.inf
 
 
 def in_child(tasks: Sequence[Task], file: IO[bytes], trusted: bool) -> NoReturn:

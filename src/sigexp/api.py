@@ -1,4 +1,4 @@
-"""sigexp from Python: `sigexp.run("bayer", model="deep")` and `sigexp.load(RUN)`, both of which give a `Result`.
+"""sigexp from Python: `sigexp.run("bayer", model="deep")`, `sigexp.load(RUN)` and `sigexp.resume(RUN)` give a `Result`.
 
 result = sigexp.run("bayer", model="polyphase", overrides=["search.max_samples=30000"])
 result                            # in a notebook: the test table and the examples
@@ -14,12 +14,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sigexp import cli, experiment, predictor
+from sigexp import cli, experiment, predictor, resuming
 from sigexp.fields import override_text
 from sigexp.predictor import Array, Predictor
 from sigexp.report.markup import Html, element, join, picture
 from sigexp.report.tables import number, ranked
-from sigexp.track import documents
+from sigexp.restoring import restored
+from sigexp.track import documents, record
 from sigexp.track.find import wrong_folder
 from sigexp.track.record import finite, mapping
 
@@ -131,8 +132,9 @@ def run(name: str, *, overrides: Iterable[str] = (), **settings: Any) -> Result:
     `run("bayer", model="deep", search__max_samples=10_000)`. overrides: more of them as the command line takes them,
     `["trainer.optimizer.lr=0.1"]`.
 
-    The process's allocator is left as it is. Raises ValueError for what cannot
-    work and `sigexp.search.rounds.Diverged` where every member diverged.
+    The process's allocator is left as it is. An interrupt ends it after saving, as a KeyboardInterrupt whose first
+    argument is the run's folder: `resume` goes on with it. Raises ValueError for what cannot work and
+    `sigexp.search.records.Diverged` where every member diverged.
     """
     words = [f"experiment={name}"]
     words += [f"{key.replace('__', '.')}={override_text(value)}" for key, value in settings.items()]
@@ -142,6 +144,21 @@ def run(name: str, *, overrides: Iterable[str] = (), **settings: Any) -> Result:
     except Exception as error:
         raise ValueError(cli.explain(error)[1]) from error
     done = experiment.run(config, names, words, f"sigexp.run({name!r}, ...): {' '.join(words)}")
+    return Result(done.folder, done.result, predictor.described(done.folder, done.model.cpu().eval()))
+
+
+def resume(folder: str | Path) -> Result:
+    """Go on with a run that was interrupted, as `sigexp resume` does; of a finished one its result.
+
+    Raises ValueError for what is no run's folder, damaged or not trusted.
+    """
+    folder = Path(folder)
+    if (folder / "result.json").is_file():
+        return load(folder)
+    cli.prepare()
+    resuming.check(folder)
+    config, names = restored(folder, (), ())
+    done = experiment.run(config, names, record.overrides(folder), f"sigexp.resume({str(folder)!r})", again=folder)
     return Result(done.folder, done.result, predictor.described(done.folder, done.model.cpu().eval()))
 
 
