@@ -1,18 +1,23 @@
 """Readers of the original files, against files written here, damaged ones, and a fake network."""
 
 import gzip
+import hashlib
 import io
 import re
-import sys
+import ssl
 import tarfile
+import threading
 import tracemalloc
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 
-from sigexp.data import cache, cifar, idx
+from sigexp.data import cache, cifar, download, idx
 from sigexp.data.cache import REMOTES, cache_dir, fetch
 from sigexp.data.cifar import read_cifar10
+from sigexp.data.download import Remote
 from sigexp.data.idx import read_digit_folder, read_idx
 
 CODES = {"u1": 0x08, "i1": 0x09, ">i2": 0x0B, ">i4": 0x0C, ">f4": 0x0D, ">f8": 0x0E}
@@ -304,24 +309,67 @@ def test_every_download_is_https_and_pinned():
 
 
 class Network:
-    """Stands in for pooch.retrieve: gives what it has, and fails as a network does for the rest."""
+    """Stands in for the internet: a server on this machine that all of HTTPS leads to.
 
-    def __init__(self, monkeypatch, served, error=None):
-        self.served, self.error, self.asked = served, error or OSError("Name or service not known"), []
-        pooch = pytest.importorskip("pooch")
-        monkeypatch.setattr(pooch, "retrieve", self.retrieve)
+    served: address -> the bytes it gives; a text is where it leads. What else is asked for is not found.
+    """
 
-    def retrieve(self, url, *, known_hash, fname, path):
-        self.asked.append((url, known_hash))
-        if url not in self.served:
-            raise self.error
-        path.mkdir(parents=True, exist_ok=True)
-        (path / fname).write_bytes(self.served[url])
-        return str(path / fname)
+    def __init__(self, monkeypatch):
+        self.served, self.asked, self.resumes, self.cut = {}, [], True, None
+        network = self
+
+        class Answers(BaseHTTPRequestHandler):
+            def do_GET(self):
+                network.answer(self, f"https://{self.headers['Host']}{self.path}")
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+        port = self.server.server_address[1]
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+        class Here(download.web.HTTPSHandler):
+            def https_open(self, request):
+                return self.do_open(lambda *_, timeout: HTTPConnection("127.0.0.1", port, timeout=timeout), request)
+
+        monkeypatch.setattr(download, "https", Here)
+        monkeypatch.setenv("no_proxy", "*")
+
+    def answer(self, to, url):
+        given = to.headers.get("Range")
+        self.asked.append((url, given))
+        content = self.served.get(url)
+        if content is None:
+            to.send_error(404)
+            return
+        if isinstance(content, str):
+            to.send_response(302)
+            to.send_header("Location", content)
+            to.end_headers()
+            return
+        start = int(given[6:-1]) if given and self.resumes else 0
+        to.send_response(206 if start else 200)
+        to.send_header("Content-Length", str(len(content) - start))
+        if start:
+            to.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        to.end_headers()
+        to.wfile.write(content[start : self.cut])
 
 
-def test_files_that_are_there_are_used_without_a_network(home, monkeypatch, images, cifar_files):
-    network = Network(monkeypatch, {})
+@pytest.fixture
+def network(monkeypatch):
+    found = Network(monkeypatch)
+    yield found
+    found.server.shutdown()
+    found.server.server_close()
+
+
+CONTENT = bytes(range(256)) * 40
+FILE = Remote("file.bin", hashlib.sha256(CONTENT).hexdigest(), len(CONTENT), ("https://one/file.bin",))
+
+
+def test_files_that_are_there_are_used_without_a_network(home, network, images, cifar_files):
     (home / "mnist").mkdir(parents=True)
     (home / "cifar10" / cifar.FOLDER).mkdir(parents=True)
     write_digits(home / "mnist", images, "{}.idx{}-ubyte")
@@ -332,52 +380,84 @@ def test_files_that_are_there_are_used_without_a_network(home, monkeypatch, imag
     assert network.asked == []
 
 
-def test_only_missing_files_are_downloaded_from_the_first_mirror_that_answers(home, monkeypatch, images):
+def test_only_missing_files_are_downloaded_from_the_first_mirror_that_answers(home, monkeypatch, network, images):
     folder = home / "mnist"
     folder.mkdir(parents=True)
     write_digits(folder, images)
     wanted = REMOTES["mnist"][2]
     content = (folder / wanted.name).read_bytes()
     (folder / wanted.name).unlink()
-    network = Network(monkeypatch, {wanted.mirrors[1]: content})
+    mine = wanted._replace(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+    monkeypatch.setitem(REMOTES, "mnist", tuple(mine if r is wanted else r for r in REMOTES["mnist"]))
+    network.served[wanted.mirrors[1]] = content
     assert len(read_digit_folder(fetch("mnist"))["test"][0]) == 2
-    assert network.asked == [(url, f"sha256:{wanted.sha256}") for url in wanted.mirrors]
+    assert network.asked == [(url, None) for url in wanted.mirrors]
+    assert not list(folder.glob(".*"))
 
 
-def test_without_a_network_it_says_which_files_go_where(home, monkeypatch):
-    Network(monkeypatch, {})
+def test_without_a_network_it_says_which_files_go_where(home, network):
     with pytest.raises(ValueError, match="could not be downloaded") as refusal:
         fetch("fashion_mnist")
     message = str(refusal.value)
     assert str(home / "fashion_mnist") in message
     assert all(remote.name in message for remote in REMOTES["fashion_mnist"])
-    assert "Name or service not known" in message
+    assert "HTTP Error 404" in message
     assert "\n" not in message
 
 
-def test_without_pooch_it_says_what_to_install(home, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pooch", None)
-    with pytest.raises(ValueError, match=r"pip install 'sigexp\[download\]', or put cifar-10-binary.tar.gz into"):
-        fetch("cifar10")
+def test_a_disk_that_refuses_is_no_network_error(home, monkeypatch, network):
+    def refuse(*_):
+        raise PermissionError("no right to write here")
 
-
-def test_a_disk_that_refuses_is_no_network_error(home, monkeypatch):
-    Network(monkeypatch, {}, PermissionError("no right to write here"))
+    monkeypatch.setattr(cache, "download", refuse)
     with pytest.raises(PermissionError):
         fetch("cifar10")
 
 
-def test_a_download_with_another_digest_is_not_kept(home, monkeypatch):
-    core = pytest.importorskip("pooch.core")
+def test_a_download_that_was_cut_off_goes_on_where_it_ended(tmp_path, network):
+    network.served[FILE.mirrors[0]] = CONTENT
+    network.cut = 4000
+    with pytest.raises(ConnectionError, match="cut off after 4,000 of 10,240 bytes"):
+        download.download(FILE, FILE.mirrors[0], tmp_path)
+    assert not (tmp_path / FILE.name).exists()
+    network.cut = None
+    assert download.download(FILE, FILE.mirrors[0], tmp_path).read_bytes() == CONTENT
+    assert [given for _, given in network.asked] == [None, "bytes=4000-"]
+    assert [path.name for path in tmp_path.iterdir()] == [FILE.name]
 
-    def downloader(url, output_file, pooch):
-        with open(output_file, "wb") as file:
-            file.write(b"something else")
 
-    monkeypatch.setattr(core, "choose_downloader", lambda *_, **__: downloader)
-    with pytest.raises(ValueError, match="SHA256 hash of downloaded file"):
-        fetch("cifar10")
-    assert list((home / "cifar10").iterdir()) == []
+def test_a_server_that_does_not_resume_gives_all_of_it(tmp_path, network):
+    network.served[FILE.mirrors[0]], network.resumes = CONTENT, False
+    (tmp_path / f".{FILE.name}.part").write_bytes(b"half of another")
+    assert download.download(FILE, FILE.mirrors[0], tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(CONTENT[::-1], "another file than the published one"), (CONTENT + b"!", "more than the published 10,240 bytes")],
+)
+def test_a_download_of_another_file_is_not_kept(tmp_path, network, content, said):
+    network.served[FILE.mirrors[0]] = content
+    with pytest.raises(ValueError, match=said):
+        download.download(FILE, FILE.mirrors[0], tmp_path)
+    assert not (tmp_path / FILE.name).exists()
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) == 0, "nothing that the next try would go on with"
+
+
+@pytest.mark.parametrize("elsewhere", ["http://one/plain.bin", "file:///etc/passwd", "ftp://one/x"])
+def test_nothing_but_https_is_spoken(tmp_path, network, elsewhere):
+    network.served |= {"https://one/file.bin": elsewhere, "https://one/plain.bin": CONTENT}
+    for url in ("https://one/file.bin", elsewhere):
+        with pytest.raises(download.NETWORK_ERRORS):
+            download.download(FILE, url, tmp_path)
+    network.served |= {"https://one/file.bin": "https://two/x", "https://two/x": CONTENT}
+    assert download.download(FILE, "https://one/file.bin", tmp_path).read_bytes() == CONTENT
+
+
+def test_certificates_are_checked():
+    context = download.https()._context
+    assert context.check_hostname
+    assert context.verify_mode == ssl.CERT_REQUIRED
 
 
 def test_an_unknown_set_is_refused():

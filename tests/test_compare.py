@@ -17,7 +17,7 @@ from sigexp.cli import main
 from sigexp.report import compare, compare_tables
 from sigexp.track import record
 from sigexp.track.find import find
-from sigexp.track.record import Unreadable, read
+from sigexp.track.record import Unreadable, printable, read
 
 VALUES = {"linear": [0.11, 0.13, 0.18], "deep": [0.05, 0.06, 0.04]}
 
@@ -238,7 +238,7 @@ def test_hostile_names_stay_text(tmp_path, capsys):
     assert "<td></td>" in text or "<td>" in text
     assert main(["compare", str(tmp_path), "--csv"]) == 0
     lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert {line["predictor"] for line in lines} == {f"'{evil}"}, "no formula for a spreadsheet, and one field"
+    assert {line["predictor"] for line in lines} == {f"'{printable(evil)}"}, "no formula, one line"
     shown = terminal(compared(tmp_path), 100, color_system=None)
     assert "\x1b[31m" not in shown
     assert "[red]" in shown

@@ -251,7 +251,7 @@ def test_a_hidden_digit_is_a_function_of_seed_split_and_index(hidden):
     ("fields", "message"),
     [
         ({"image_size": 27}, "dataset.image_size=27: expected pixels"),
-        ({"amplitude": -1.0}, "dataset.amplitude=-1.0: expected 0 or more"),
+        ({"amplitude": -1.0}, "dataset.amplitude=-1.0: expected a factor"),
         ({"template": 36}, "dataset.template=36: expected a training digit, 0..35"),
         ({"template": -1}, "dataset.template=-1"),
         ({"size": 0}, "dataset.size=0"),

@@ -3,12 +3,14 @@
 import json
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import sigexp
 from sigexp import keeping, stopping
 from sigexp.cli import main
 from sigexp.datasets.gaussian import gaussian_impulses
@@ -19,6 +21,9 @@ from sigexp.population.population import Population
 from sigexp.population.shards import Shards
 from sigexp.search.automlp import AutoMLP
 from sigexp.search.base import Candidate, Round
+from sigexp.search.halving import Halving
+from sigexp.search.optuna import Optuna
+from sigexp.search.pbt import PBT
 from sigexp.search.progress import decode, encode
 from sigexp.search.rounds import SearchLoop
 from sigexp.track.checkpoint import KEPT, Checkpoints, Damaged, sealed, unsealed
@@ -52,14 +57,16 @@ class Interrupting(AutoMLP):
         return replace(found, hparams=[{**h, "batch_size": b} for h, b in zip(found.hparams, sizes, strict=False)])
 
 
-def loop(make, plan, *, optimizer="adam", on_pause=lambda loop, begins: None, records=None, processes=1):
+def loop(make, plan, *, optimizer="adam", on_pause=lambda loop, begins: None, records=None, processes=1, kind=None):
     problem = gaussian_impulses(image_size=12, size=60, density=0.1, sigma=(1.0, 1.0))
     problem = replace(problem, sizes={**problem.sizes, "valid": 10})
     defaults = {
         "lr_decades": 0.3, "lr_min": 1e-7, "lr_max": 1.0, "batch_min": 1, "batch_max": 100, "valid_samples": 10,
         "selection": "valid", "selection_noise": 0.1, "patience": None, "min_improvement": 0.0,
     }  # fmt: skip
-    settings = Interrupting(members=4, survivors=2, initial_samples=50, round_samples=50, max_samples=1000, **defaults)
+    settings = (kind or Interrupting)(
+        members=4, survivors=2, initial_samples=50, round_samples=50, max_samples=1000, **defaults
+    )
     torch.manual_seed(3)
     hparams = {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4, "batch_size": 4}
     columns = {name: torch.full((4,), float(value)) for name, value in hparams.items()}
@@ -88,9 +95,20 @@ def loop(make, plan, *, optimizer="adam", on_pause=lambda loop, begins: None, re
         (linear, Plan(way="moments")),
         (linear, Plan(way="together")),
     ],
-    ids=str,
+    ids=lambda value: value.__name__ if callable(value) else str(value),
 )
-def test_a_search_goes_on_from_every_pause_bit_for_bit(make, plan, tmp_path):
+def test_a_search_goes_on_from_every_pause_bit_for_bit(make, plan):
+    taken_up_everywhere(make, plan)
+
+
+@pytest.mark.parametrize(
+    "kind", [PBT, Halving, Optuna, partial(Optuna, sampler="cmaes")], ids=["pbt", "halving", "tpe", "cmaes"]
+)
+def test_every_search_goes_on(kind):
+    taken_up_everywhere(plain, Plan(way="together", slice=3), kind)
+
+
+def taken_up_everywhere(make, plan, kind=None) -> None:
     saved: list[tuple[dict, str, list[list[Candidate]]]] = []
 
     def keep(running: SearchLoop, begins: bool) -> None:
@@ -99,14 +117,14 @@ def test_a_search_goes_on_from_every_pause_bit_for_bit(make, plan, tmp_path):
         saved.append(({n: t.clone() for n, t in tensors.items()}, sealed(data), [list(t) for t in running.past]))
 
     records: list = []
-    whole, _ = loop(make, plan, on_pause=keep, records=records)
+    whole, _ = loop(make, plan, on_pause=keep, records=records, kind=kind)
     outcome = whole.run()
     assert len(saved) > 10
     assert any(unsealed(data.encode())["done"] for _, data, _ in saved), "also in the middle of rounds"
     for tensors, data, past in saved[:: max(1, len(saved) // 9)] + saved[-2:]:
         torch.manual_seed(99)
         again: list = []
-        taken_up, population = loop(make, plan, records=again)
+        taken_up, population = loop(make, plan, records=again, kind=kind)
         progress = decode(tensors, unsealed(data.encode()), population.view())
         other = taken_up.run(progress, past)
         assert other.best == outcome.best
@@ -275,7 +293,10 @@ def test_an_interrupted_run_is_taken_up(workdir, monkeypatch, capsys, moment):
     monkeypatch.setattr(keeping.Keeper, "pause", pause)
     with open(folder / "rounds.jsonl", "a") as file:
         file.write('{"half')
-    assert main(["resume", str(folder)]) == 0
+    if moment == 1:
+        assert sigexp.resume(folder).result["best"] == sigexp.load(only("whole/gaussian/linear/*")).result["best"]
+    else:
+        assert main(["resume", str(folder)]) == 0
     assert fingerprint(folder) == fingerprint(only("whole/gaussian/linear/*"))
     assert "taken up after" in (folder / "run.log").read_text()
     assert not list(folder.glob(".*")), "nothing half written is left"

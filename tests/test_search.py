@@ -82,7 +82,8 @@ def test_initial_learning_rates_span_the_decades():
 def test_mutation_stays_in_its_ranges():
     chosen, rng = settings(AutoMLP, batch_max=12, lr_max=1.1), np.random.default_rng(0)
     for _ in range(200):
-        child = chosen.mutate({"lr": 1.0, "momentum": 0.9, "weight_decay": 0.0, "batch_size": 10}, rng)
+        h = {"lr": 1.0, "momentum": 0.9, "weight_decay": 0.0, "batch_size": 10}
+        child = chosen.mutate(h, chosen.start(h), rng)
         assert 0.8 <= child["lr"] <= 1.1
         assert 8 <= child["batch_size"] <= 12
         assert child["momentum"] == 0.9

@@ -1,4 +1,4 @@
-"""sigexp from Python: `sigexp.run("bayer", model="deep")` and `sigexp.load(RUN)`, both of which give a `Result`.
+"""sigexp from Python: `sigexp.run("bayer", model="deep")`, `sigexp.load(RUN)` and `sigexp.resume(RUN)` give a `Result`.
 
 result = sigexp.run("bayer", model="polyphase", overrides=["search.max_samples=30000"])
 result                            # in a notebook: the test table and the examples
@@ -6,24 +6,25 @@ result.show("kernels")            # one of the run's pictures
 rgb = result.predict(raw)         # a numpy array or a tensor of any size, the same kind back
 """
 
-import base64
-import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from sigexp import cli, experiment, predictor
+from sigexp import cli, experiment, predictor, resuming
 from sigexp.fields import override_text
 from sigexp.predictor import Array, Predictor
+from sigexp.report.markup import Html, element, join, picture
 from sigexp.report.tables import number, ranked
+from sigexp.restoring import restored
+from sigexp.track import documents, record
 from sigexp.track.find import wrong_folder
+from sigexp.track.record import finite, mapping
 
 PICTURES = ("examples", "kernels", "response")
-PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -87,52 +88,41 @@ class Result:
         if picture not in PICTURES:
             raise ValueError(f"show({picture!r}): expected one of {', '.join(map(repr, PICTURES))}")
         path = self.folder / f"{picture}.png"
-        data = path.read_bytes() if path.is_file() else b""
-        if not data.startswith(PNG):
+        data = documents.png(path)
+        if not data:
             raise ValueError(f"{path}: no such picture; the run's model may have none")
         return Picture(data)
 
     def __repr__(self) -> str:
         values = self._rows()[1][f"{self.predictor.name} (learned)"]
-        test = ", ".join(f"{name} {number(value, name)}" for name, value in values.items())
+        test = documents.printable(", ".join(f"{name} {number(value, name)}" for name, value in values.items()))
         return f"Result({str(self.predictor)!r}, {str(self.folder)!r}, test: {test})"
 
     def _rows(self) -> tuple[list[str], dict[str, dict[str, float | None]]]:
         """The metrics of the set 'test', and what the model and the references reach, the best first."""
-        test = _mapping(_mapping(self.result.get("best")).get("test"))
+        test = mapping(mapping(self.result.get("best")).get("test"))
         metrics = [name for name in test if "/" not in name]
-        references = _mapping(self.result.get("references"))
-        rows = {f"{self.predictor.name} (learned)": test, **{n: _mapping(row) for n, row in references.items()}}
-        numbers = {name: {m: _number(row.get(m)) for m in metrics} for name, row in rows.items()}
+        references = mapping(self.result.get("references"))
+        rows = {f"{self.predictor.name} (learned)": test, **{n: mapping(row) for n, row in references.items()}}
+        numbers = {name: {m: finite(row.get(m)) for m in metrics} for name, row in rows.items()}
         order = ranked(numbers, metrics[0]) if metrics else list(rows)
         return metrics, {name: numbers[name] for name in order}
 
     def _repr_html_(self) -> str:
         """The test table and the examples."""
         metrics, rows = self._rows()
-        title = f"{self.predictor} · {self.folder}"
-        lines = ["".join(f"<th>{escape(cell)}</th>" for cell in ("predictor", *metrics))]
+        lines = [element("tr", *(element("th", cell) for cell in ("predictor", *metrics)))]
         for name, values in rows.items():
             cells = (name, *(number(values[m], m) for m in metrics))
-            lines.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
-        table = "".join(f"<tr>{line}</tr>" for line in lines)
-        return f"<p>{escape(title)}</p><table>{table}</table>{self._image()}"
+            lines.append(element("tr", *(element("td", cell) for cell in cells)))
+        title = element("p", f"{self.predictor} · {self.folder}")
+        return str(join([title, element("table", *lines), self._image()]))
 
-    def _image(self) -> str:
+    def _image(self) -> Html:
         try:
-            encoded = base64.b64encode(self.show().png).decode("ascii")
+            return picture(self.show().png, "examples")
         except ValueError:
-            return ""
-        return f'<img alt="examples" src="data:image/png;base64,{encoded}">'
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    """The value where it is a mapping, as in a result.json that nobody has edited."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+            return Html()
 
 
 def run(name: str, *, overrides: Iterable[str] = (), **settings: Any) -> Result:
@@ -142,8 +132,9 @@ def run(name: str, *, overrides: Iterable[str] = (), **settings: Any) -> Result:
     `run("bayer", model="deep", search__max_samples=10_000)`. overrides: more of them as the command line takes them,
     `["trainer.optimizer.lr=0.1"]`.
 
-    The process's allocator is left as it is. Raises ValueError for what cannot
-    work and `sigexp.search.rounds.Diverged` where every member diverged.
+    The process's allocator is left as it is. An interrupt ends it after saving, as a KeyboardInterrupt whose first
+    argument is the run's folder: `resume` goes on with it. Raises ValueError for what cannot work and
+    `sigexp.search.records.Diverged` where every member diverged.
     """
     words = [f"experiment={name}"]
     words += [f"{key.replace('__', '.')}={override_text(value)}" for key, value in settings.items()]
@@ -153,6 +144,21 @@ def run(name: str, *, overrides: Iterable[str] = (), **settings: Any) -> Result:
     except Exception as error:
         raise ValueError(cli.explain(error)[1]) from error
     done = experiment.run(config, names, words, f"sigexp.run({name!r}, ...): {' '.join(words)}")
+    return Result(done.folder, done.result, predictor.described(done.folder, done.model.cpu().eval()))
+
+
+def resume(folder: str | Path) -> Result:
+    """Go on with a run that was interrupted, as `sigexp resume` does; of a finished one its result.
+
+    Raises ValueError for what is no run's folder, damaged or not trusted.
+    """
+    folder = Path(folder)
+    if (folder / "result.json").is_file():
+        return load(folder)
+    cli.prepare()
+    resuming.check(folder)
+    config, names = restored(folder, (), ())
+    done = experiment.run(config, names, record.overrides(folder), f"sigexp.resume({str(folder)!r})", again=folder)
     return Result(done.folder, done.result, predictor.described(done.folder, done.model.cpu().eval()))
 
 
@@ -168,8 +174,5 @@ def load(folder: str | Path) -> Result:
         raise ValueError(wrong_folder(folder))
     ready = predictor.load(folder)
     path = folder / "result.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"{path}: damaged ({error})") from error
-    return Result(folder, _mapping(found), ready)
+    found = documents.load_json(path) if os.path.lexists(path) else {}
+    return Result(folder, mapping(found), ready)

@@ -211,13 +211,11 @@ class Application:
 
     def show_classes(self, console: Any, done: "Mapping[str, Sequence[Done]]") -> None:
         """The classes of every file, a table for each model."""
-        from rich.markup import escape
-
         from sigexp.report.tables import class_table
         from sigexp.report.terminal import print_table
 
         for number, converter in enumerate(self.converters):
-            found = {escape(printable(path)): results[number].classes for path, results in done.items()}
+            found = {printable(path): results[number].classes for path, results in done.items()}
             found = {path: classes for path, classes in found.items() if classes}
             if found and len(self.converters) > 1:
                 console.print(f"{converter.label}:")

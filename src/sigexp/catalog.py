@@ -27,9 +27,16 @@ def conf_dir() -> Path:
 
 
 def user_conf() -> Path | None:
-    """`./conf` of the working directory, where it is not the packaged one itself."""
+    """`./conf` of the working directory, where it is not the packaged one itself.
+
+    In the folder of a run it is not the user's: it came with the run, and would let in what it names itself.
+    """
     conf = Path.cwd() / "conf"
-    return conf if conf.is_dir() and conf.resolve() != conf_dir().resolve() else None
+    if not conf.is_dir() or conf.resolve() == conf_dir().resolve():
+        return None
+    from sigexp.track.record import is_run
+
+    return None if is_run(conf.parent) else conf
 
 
 def choices(group: str) -> list[Choice]:

@@ -49,7 +49,10 @@ def how_to_go_on(words: Sequence[str], about: Sequence[str]) -> str:
 
 
 def say(message: str) -> None:
-    print(f"sigexp: {message}", file=sys.stderr)
+    """An error's lines on standard error; names out of a folder steer no terminal."""
+    from sigexp.track.documents import printable
+
+    print("\n".join(map(printable, f"sigexp: {message}".split("\n"))), file=sys.stderr)
 
 
 def command(words: list[str]) -> int:
@@ -160,6 +163,8 @@ def errors_raised() -> Iterator[None]:
 def overrides_first(words: list[str], parser: argparse.ArgumentParser) -> list[str]:
     """Hydra's parser wants all settings in one group: settings first, options behind, in whatever order they came."""
     overrides = list(parser.parse_intermixed_args(words).overrides)
+    if nameless := [word for word in overrides if word.lstrip("+~").startswith("=")]:
+        wrong_words(f"{nameless[0]!r}: expected NAME=VALUE")
     options = list(words)
     for word in overrides:
         options.remove(word)
@@ -188,9 +193,11 @@ def start(
     up.
     """
     from sigexp import config as config_module
-    from sigexp import machine
+    from sigexp import effects, machine
 
     config_module.check(config)
+    for line in effects.without_effect(config, names, overrides):
+        say(line)
     trainer = config["trainer"]
     tuned = trainer["tune_allocator"] and machine.tune_allocator()
     machine.configure_torch(trainer["threads"], trainer["deterministic"])

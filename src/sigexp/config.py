@@ -5,7 +5,7 @@ Nothing here imports torch, so that a typing error is answered at once.
 
 import importlib
 import inspect
-import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, get_type_hints
@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from sigexp.fields import accepts, describe, did_you_mean, setting_meant
+from sigexp.ranges import out_of_range
 
 
 class ConfigError(ValueError):
@@ -120,7 +121,22 @@ SETTINGS = tuple(paths_of(Config))
 
 
 def register() -> None:
-    ConfigStore.instance().store(group="schema", name="config", node=Config, provider="sigexp")
+    node = OmegaConf.structured(Config)
+    OmegaConf.set_struct(node.search, False)  # a search's YAML may have fields of its own, which `check` judges
+    ConfigStore.instance().store(group="schema", name="config", node=node, provider="sigexp")
+
+
+def shown(value: Any) -> str:
+    """A value in a message of one line."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def beyond(value: Any) -> bool:
+    """Whether a value is, or holds, NaN, an infinity or a number beyond 2^63."""
+    if isinstance(value, (list, tuple)):
+        return any(map(beyond, value))
+    return isinstance(value, (int, float)) and not abs(value) < 2**63
 
 
 def target_of(node: Mapping[str, Any], what: str) -> Callable[..., Any]:
@@ -131,27 +147,42 @@ def target_of(node: Mapping[str, Any], what: str) -> Callable[..., Any]:
     module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name) if module else None
-    except (ImportError, AttributeError, SyntaxError) as error:
+    except Exception as error:  # whatever a module of the user's does when it is imported
         raise ConfigError(f"{what}: cannot import _target_ {target!r}: {error}") from error
-    if not callable(found):
-        raise ConfigError(f"{what}: _target_ {target!r} is not a function or class")
+    if not callable(found) or inspect.isabstract(found):
+        raise ConfigError(f"{what}: _target_ {target!r} is not a function or class that can be called")
     return found
+
+
+def _parameters(target: Callable[..., Any], what: str) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(target).parameters
+    except ValueError as error:  # of some builtins
+        raise ConfigError(f"{what}: _target_ {target!r} does not say which fields it has") from error
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a target's arguments, none where they cannot be resolved."""
+    try:
+        return get_type_hints(target if inspect.isfunction(target) else target.__init__)
+    except Exception:
+        return {}
 
 
 def check_fields(node: Mapping[str, Any], what: str) -> None:
     """Refuse unknown, missing and wrongly typed fields of a node, by the signature of its target."""
     target = target_of(node, what)
-    signature = inspect.signature(target).parameters
+    signature = _parameters(target, what)
     shapes = 2 if what == "model" else 0  # a model's first two arguments are given by the dataset
     fields = list(signature.items())[shapes:]
     keywords = {name: p for name, p in fields if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.values())
-    hints = get_type_hints(target if inspect.isfunction(target) else target.__init__)
+    hints = _hints(target)
     for name, value in node.items():
-        if str(name).startswith("_"):
+        if name == "_target_":
             continue
         if name not in keywords:
-            if open_ended:
+            if open_ended and not str(name).startswith("_"):
                 continue
             whole = f"{what}.{name}"
             known = [*(f"{what}.{keyword}" for keyword in keywords), *SETTINGS]
@@ -160,7 +191,9 @@ def check_fields(node: Mapping[str, Any], what: str) -> None:
             continue
         annotation = hints.get(name, Any)
         if not accepts(annotation, value):
-            raise ConfigError(f"{what}.{name}={value!r}: expected {describe(annotation)}")
+            raise ConfigError(f"{what}.{name}={shown(value)}: expected {describe(annotation)}")
+        if what != "search" and beyond(value):  # its numbers have ranges
+            raise ConfigError(f"{what}.{name}={shown(value)}: expected finite numbers below 2^63")
     missing = [name for name, p in keywords.items() if p.default is p.empty and name not in node]
     if missing:
         raise ConfigError(f"{what}: field {missing[0]!r} is missing; give {what}.{missing[0]}=...")
@@ -190,11 +223,6 @@ def _one_of(name: str, value: str, options: tuple[str, ...]) -> None:
         raise ConfigError(f"{name}={value}: unknown{did_you_mean(value, options)}")
 
 
-def _at_least(name: str, value: float | None, least: float, what: str = "a number") -> None:
-    if value is not None and not (math.isfinite(value) and value >= least):
-        raise ConfigError(f"{name}={value}: expected {what} of at least {least}")
-
-
 def check_sweep(given: Mapping[str, Any]) -> Sweep:
     """The `sweep` section; raises `ConfigError` for what it cannot be."""
     sweep = Sweep(**{str(name): value for name, value in given.items()})
@@ -205,71 +233,69 @@ def check_sweep(given: Mapping[str, Any]) -> Sweep:
 
 def check(config: Mapping[str, Any]) -> None:
     """Cross-field checks of a resolved config; raises `ConfigError` for what cannot work."""
+    _check_names(config)
+    _check_choices(config)
+    refused = out_of_range(config)
+    if refused:
+        raise ConfigError(refused)
+    _check_pairs(config)
+    check_fields(config["dataset"], "dataset")
+    check_fields(config["model"], "model")
+
+
+def _check_names(config: Mapping[str, Any]) -> None:
+    """Refuse what is missing, and names that no setting has."""
+    for name in Config.__dataclass_fields__:
+        if name not in config and name != "sweep":
+            raise ConfigError(f"{name}: missing; a setting cannot be taken away, only set")
     if not isinstance(config["dataset"], Mapping):
         raise ConfigError("no dataset: give experiment=NAME or dataset=NAME (`sigexp list` shows them)")
     if not isinstance(config["model"], Mapping):
         raise ConfigError("no model: give model=NAME (`sigexp list models` shows them)")
-    known = set(Config.__dataclass_fields__)
-    for name in config:
-        if name not in known:
-            raise ConfigError(f"{name}: no such field{setting_meant(name, SETTINGS)}")
-    trainer, search, optimizer = config["trainer"], config["search"], config["trainer"]["optimizer"]
     sections = (
-        ("search", search, Search),
-        ("trainer", trainer, Trainer),
-        ("trainer.optimizer", optimizer, Optimizer),
-        ("lecture", config["lecture"], Lecture),
+        ("", config, Config),
+        ("search.", config["search"], Search),
+        ("trainer.", config["trainer"], Trainer),
+        ("trainer.optimizer.", config["trainer"]["optimizer"], Optimizer),
+        ("lecture.", config["lecture"], Lecture),
     )
     for section, given, schema in sections:
         # A search may have fields of its own.
-        own = inspect.signature(target_of(given, section)).parameters if section == "search" else {}
+        own = _parameters(target_of(given, "search"), "search") if section == "search." else {}
         for name in given:
             if name not in schema.__dataclass_fields__ and name not in own:
-                whole = f"{section}.{name}"
-                raise ConfigError(f"{whole}: no such field{setting_meant(whole, SETTINGS)}")
-    if config["device"].partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
+                more = [f"search.{field}" for field in own]
+                whole = f"{section}{name}"
+                raise ConfigError(f"{whole}: no such field{setting_meant(whole, [*SETTINGS, *more])}")
+
+
+def _check_choices(config: Mapping[str, Any]) -> None:
+    """Refuse words that are none of a setting's options."""
+    trainer, search = config["trainer"], config["search"]
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", config["device"]):
         raise ConfigError(f"device={config['device']}: expected auto, cpu, cuda, cuda:NUMBER or mps")
-    _one_of("trainer.optimizer.name", optimizer["name"], ("sgd", "adam", "adamw"))
+    if not config["outputs"].strip():
+        raise ConfigError(f"outputs={config['outputs']!r}: expected a folder")
+    _one_of("trainer.optimizer.name", trainer["optimizer"]["name"], ("sgd", "adam", "adamw"))
     _one_of("trainer.precision", trainer["precision"], ("fp32", "bf16"))
     _one_of("trainer.schedule", trainer["schedule"], ("constant", "cosine"))
     _one_of("trainer.start", trainer["start"], ("random", "least_squares"))
     _one_of("trainer.execution", trainer["execution"], ("auto", "together", "sequential", "moments"))
     _one_of("trainer.engine", trainer["engine"], ("local",))
     _one_of("search.selection", search["selection"], ("valid", "train"))
-    if trainer["processes"] != "auto" and not (type(trainer["processes"]) is int and trainer["processes"] >= 1):
+    if trainer["processes"] != "auto" and type(trainer["processes"]) is not int:
         raise ConfigError(f"trainer.processes={trainer['processes']}: expected auto or a whole number of at least 1")
-    if trainer["memory_limit"] is not None and not trainer["memory_limit"] > 0:
-        raise ConfigError(f"trainer.memory_limit={trainer['memory_limit']}: expected a positive number of GB, or null")
-    if trainer["compile"] and trainer["execution"] == "together":
+
+
+def _check_pairs(config: Mapping[str, Any]) -> None:
+    """Refuse settings that contradict each other."""
+    trainer, search, optimizer = config["trainer"], config["search"], config["trainer"]["optimizer"]
+    if trainer["compile"] and trainer["execution"] in ("together", "moments"):
         raise ConfigError("trainer.compile=true compiles single members; use trainer.execution=sequential with it")
+    if trainer["precision"] != "fp32" and trainer["execution"] == "moments":
+        raise ConfigError("trainer.execution=moments computes in float32; use trainer.precision=fp32 with it")
     if optimizer["nesterov"] and (optimizer["name"] != "sgd" or optimizer["momentum"] == 0):
         raise ConfigError("trainer.optimizer.nesterov=true needs trainer.optimizer.name=sgd and a momentum")
-    whole = "a whole number"
-    for name in (
-        "members",
-        "survivors",
-        "initial_samples",
-        "round_samples",
-        "max_samples",
-        "valid_samples",
-        "batch_min",
-        "patience",
-    ):
-        _at_least(f"search.{name}", search[name], 1, whole)
-    for name, value in (("footprint", config["footprint"]), ("trainer.batch_size", trainer["batch_size"])):
-        _at_least(name, value, 1, whole)
-    _at_least("trainer.threads", trainer["threads"], 1, whole)
-    _at_least("seed", config["seed"], 0, whole)
-    for name in ("momentum", "weight_decay"):
-        _at_least(f"trainer.optimizer.{name}", optimizer[name], 0)
-    if optimizer["momentum"] >= 1:
-        raise ConfigError(f"trainer.optimizer.momentum={optimizer['momentum']}: expected a number in 0..1, below 1")
-    if not (math.isfinite(optimizer["lr"]) and optimizer["lr"] > 0):
-        raise ConfigError(f"trainer.optimizer.lr={optimizer['lr']}: expected a positive number")
-    if trainer["clip_norm"] is not None and not trainer["clip_norm"] > 0:
-        raise ConfigError(f"trainer.clip_norm={trainer['clip_norm']}: expected a positive number, or null")
-    for name in ("lr_decades", "selection_noise", "min_improvement"):
-        _at_least(f"search.{name}", search[name], 0)
     if search["survivors"] > search["members"]:
         raise ConfigError(
             f"search.survivors={search['survivors']} of search.members={search['members']}: "
@@ -281,16 +307,10 @@ def check(config: Mapping[str, Any]) -> None:
          search["batch_max"]),
     )  # fmt: skip
     for name, value, low_name, low, high_name, high in ranges:
-        if not (low > 0 and math.isfinite(high) and low <= value <= high):
+        if not low <= value <= high:
             raise ConfigError(f"{name}={value}: expected {low_name}={low} to {high_name}={high}; widen the range")
     if search["max_samples"] < search["members"]:
         raise ConfigError(
             f"search.max_samples={search['max_samples']} for {search['members']} members: "
             "give at least one sample for each, or fewer search.members"
         )
-    check_fields(config["dataset"], "dataset")
-    check_fields(config["model"], "model")
-    for name, least in (("test_size", 1), ("seed", 0)):
-        value = config["dataset"].get(name)
-        if isinstance(value, int):
-            _at_least(f"dataset.{name}", value, least, whole)

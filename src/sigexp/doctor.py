@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
-from importlib.util import find_spec
 from pathlib import Path
 
 from sigexp import __version__, catalog, machine
@@ -218,7 +217,6 @@ def data() -> Lines:
     own = catalog.user_conf()
     packaged = "the packaged one is this folder's" if Path("conf").is_dir() else ""
     yield "./conf", "ok" if own else "none", str(own or packaged or "none here; it would extend the packaged one")
-    needs = "" if find_spec("pooch") else ", which needs the extra download (pip install 'sigexp[download]')"
     for name, remotes in REMOTES.items():
         folder = machine.cache_dir() / name
         digits = all(find_digit_file(folder, stem) for stem in DIGIT_FILES)
@@ -227,7 +225,7 @@ def data() -> Lines:
             continue
         field = "images" if name == "cifar10" else "digits"
         some = f"{remotes[0].name}{', ...' if len(remotes) > 1 else ''}"
-        yield name, "none", f"not here: dataset.{field}={name} downloads it{needs}, or put {some} into {folder}"
+        yield name, "none", f"not here: dataset.{field}={name} downloads it, or put {some} into {folder}"
 
 
 def folders() -> Lines:

@@ -1,6 +1,7 @@
 """What a user is told about an error: one or two lines, and the exit code."""
 
 import errno
+import re
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,8 +42,10 @@ def explanation(error: BaseException) -> tuple[int, str]:
             found = rule(link)
             if found:
                 return found
-    if isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, HydraException)):
-        return 2, first_lines(error)
+    if isinstance(error, OSError):
+        return 2, f"{error.filename}: {error.strerror}" if error.filename else first_lines(error)
+    if isinstance(error, (ValueError, HydraException)):
+        return 2, _in_override(error) + first_lines(error)
     last = traceback.extract_tb(error.__traceback__)[-1:]
     where = f" ({Path(last[0].filename).name}:{last[0].lineno})" if last else ""
     return 1, f"{type(error).__name__}{where}: {first_lines(error)}\nHYDRA_FULL_ERROR=1 shows the traceback"
@@ -50,7 +53,17 @@ def explanation(error: BaseException) -> tuple[int, str]:
 
 def first_lines(error: BaseException, most: int = 2) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "\n".join(lines[:most]) or type(error).__name__
+    return "\n".join(line[:400] for line in lines[:most]) or type(error).__name__
+
+
+def _in_override(error: BaseException) -> str:
+    """'NAME=VALUE: ' where an override made Hydra raise an error that does not say which one it was."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "_apply_overrides_to_config" and "override" in frame.f_locals:
+            return f"{frame.f_locals['override'].input_line}: "
+        if frame.f_code.co_name == "parse_rule" and "hydra" in frame.f_code.co_filename:
+            return f"{str(frame.f_locals.get('s', ''))[:60]}: "
+    return ""
 
 
 def _configuration(error: BaseException) -> tuple[int, str] | None:
@@ -60,6 +73,9 @@ def _configuration(error: BaseException) -> tuple[int, str] | None:
         return 2, f"{error.override}: cannot be read as NAME=VALUE ({first_lines(error, 1)})"
     if "Ambiguous value for argument" in str(error) or "requires --multirun" in str(error):
         return 2, f"{first_lines(error, 1)}: several values are a sweep; add -m"
+    if isinstance(error, OmegaConfBaseException) and "_dummy_" in str(error):
+        named = re.search(r"key '(\w+)'", str(error))
+        return 2, f"{named[1] if named else 'a choice'}: expected one name (`sigexp list` shows what there is)"
     if "override must be a string or a list" in str(error):
         return 2, "a choice cannot be null: give experiment=NAME, model=NAME, search=NAME (`sigexp list` shows them)"
     if isinstance(error, (ConfigKeyError, ConfigAttributeError)):

@@ -4,8 +4,10 @@ import difflib
 import inspect
 import re
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
+
+LISTS = (tuple, list, Sequence)
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
@@ -40,12 +42,12 @@ def accepts(annotation: Any, value: Any) -> bool:
         return any(accepts(option, value) for option in inner)
     if origin is Literal:
         return any(value == option and type(value) is type(option) for option in inner)
-    if origin in (tuple, list) or annotation in (tuple, list):
+    if origin in LISTS or annotation in LISTS:
         if not isinstance(value, (list, tuple)):
             return False
         if not inner:
             return True
-        if origin is list or inner[-1] is Ellipsis:
+        if origin is not tuple or inner[-1] is Ellipsis:
             return all(accepts(inner[0], item) for item in value)
         return len(value) == len(inner) and all(map(accepts, inner, value))
     if origin is not None and isinstance(origin, type):
@@ -66,7 +68,7 @@ def describe(annotation: Any) -> str:
         return " or ".join(describe(option) for option in inner)
     if origin is Literal:
         return " or ".join(repr(option) for option in inner)
-    if origin in (tuple, list):
+    if origin in LISTS:
         if origin is tuple and inner and inner[-1] is not Ellipsis:
             return f"a list of {len(inner)} values, each {describe(inner[0])}"
         return f"a list of {describe(inner[0])}" if inner else "a list"

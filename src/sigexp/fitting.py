@@ -1,5 +1,6 @@
 """Which models can learn a problem: tried on two examples, before anything is trained."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +39,18 @@ def check(model: nn.Module, problem: Problem, name: str) -> None:
     further_logits = problem.classes is not None and len(got) == 1 and got[0] > problem.classes  # the lecture has them
     if got != expected and not further_logits:
         raise ConfigError(f"model={name} gives {got}, but the targets of this dataset are {expected}")
+
+
+def needs_two(model: nn.Module, problem: Problem) -> bool:
+    """Whether a model cannot learn from one example alone: batch normalisation of a single value is nothing."""
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        return False
+    try:
+        with torch.no_grad():
+            copy.deepcopy(model).train()(problem.sample("train", torch.arange(1)).inputs)
+    except ValueError:
+        return True
+    return False
 
 
 def fitting(problem: Problem, footprint: int) -> list[str]:

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from sigexp import clock, machine, sharing, stopping, training
-from sigexp import config as configuration
 from sigexp.names import Names
 from sigexp.population.fused import Call, Joint
 from sigexp.population.population import Population
@@ -172,7 +171,7 @@ def most_jobs(config: Mapping[str, Any], names: Names) -> int:
     if config["trainer"]["compile"] or config["trainer"]["execution"] == "sequential":
         return 1
     problem = training.build_problem(config)
-    settings = configuration.build(config["search"], what="search")
+    settings = training.build_search(config)
     member = training.first_member(config, names, problem, settings)
     if draws(member, problem) or any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in member.modules()):
         return 1

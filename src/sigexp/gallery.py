@@ -132,7 +132,7 @@ def over_seeds(runs: Sequence[Path], results: Sequence[Document], folder: Path, 
     bent = [(result.get("response") or {}).get("superposition_error") for result in results]
     if any(error is None or error >= NEARLY_LINEAR for error in bent):
         return []
-    problems = [saved.load_problem(run) for run in runs]
+    problems = [saved.load_problem(run, own=True) for run in runs]
     looks = [response.measured(saved.load_model(run), problem) for run, problem in zip(runs, problems, strict=True)]
     known = [look for look in looks if look is not None and look.impulse is not None]
     if len(known) < len(runs):

@@ -1,12 +1,12 @@
 """What `sigexp apply` can know before it loads a model: the files, the results that are there already, and which run is
 which. Imports no torch."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sigexp.track.documents import load_json
 from sigexp.track.find import STAMP
 from sigexp.track.record import Unreadable, mapping, printable, read
 
@@ -51,8 +51,8 @@ def there_already(inputs: Sequence[Input], run: Path, output: Path, as_array: bo
     written.
     """
     try:
-        described = mapping(json.loads((run / "model.json").read_text(encoding="utf-8")))
-    except (ValueError, RecursionError, OSError):
+        described = mapping(load_json(run / "model.json"))
+    except Unreadable:
         return {}  # loading it says why
     shape = described.get("target_shape")
     if described.get("kind") == "class" or not isinstance(shape, list) or not shape or shape[0] not in (1, 3):

@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from sigexp.track import record
+from sigexp.track.documents import MOST_ROUNDS_BYTES, ODD, Unreadable, content, load_json, load_yaml, regular
 from sigexp.track.find import wrong_folder
-from sigexp.track.record import Unreadable, mapping
+from sigexp.track.record import mapping
 from sigexp.trust import offered_targets, targets
 from sigexp.usage import Parser, WrongCommand
 
-MOST_JSON_BYTES = 50_000_000
 MOST_WEIGHTS_BYTES = 2**40
-MOST_HEADER_BYTES = 100_000_000  # of the safetensors format
+MOST_HEADER_BYTES = 20_000_000  # a hundred thousand tensors; the format would take 100 MB
+MOST_AXES = 64  # of a tensor
 MOST_ROWS = 200  # of weights, or other files, that are shown
+MOST_EVENTS = 1_000_000  # records of TensorBoard's events that are counted
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"IEND\xaeB`\x82"
 DTYPE_BITS = {
@@ -79,7 +81,7 @@ def contents(folder: Path) -> tuple[dict[str, dict[str, Any]], list[Weight]]:
     documents = {}
     for name in ("result.json", "config.yaml", "composed.yaml", "model.json"):
         try:
-            documents[name] = mapping((read_yaml if name.endswith("yaml") else read_json)(folder / name))
+            documents[name] = mapping(read(folder / name))
         except (Damaged, OSError):
             documents[name] = {}
     try:
@@ -133,34 +135,20 @@ def look(path: Path, meaning: str, check: Callable[[Path], str] | None) -> File:
     return File(path.name, size, f"{meaning}: {said}" if said else meaning)
 
 
-def plain(path: Path, most: int) -> Path:
-    """The path of a file of bounded size, no link or pipe. Raises `Damaged`, OSError."""
-    if path.is_symlink() or not path.is_file():
-        raise Damaged("no file")
-    if path.stat().st_size > most:
-        raise Damaged("too large to be read")
-    return path
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file of bounded size. Raises `Damaged`, OSError."""
+def read(path: Path) -> Any:
+    """A file of JSON or YAML. Raises `Damaged`."""
     try:
-        return json.loads(plain(path, MOST_JSON_BYTES).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise error if isinstance(error, Damaged) else Damaged(f"not JSON ({error})") from error
-
-
-def read_yaml(path: Path) -> Any:
-    """A YAML file of bounded size. Raises `Damaged`, OSError."""
-    try:
-        return record.load_yaml(plain(path, record.MOST_YAML_BYTES).parent, path.name)
+        return load_json(path) if path.suffix == ".json" else load_yaml(path.parent, path.name)
     except Unreadable as error:
-        raise Damaged(str(error)) from error
+        raise Damaged(str(error).removeprefix(f"{path.parent}: ")) from error
 
 
 def weights(path: Path) -> list[Weight]:
     """The tensors that a safetensors file's header names; their places are checked, their values not read."""
-    size = plain(path, MOST_WEIGHTS_BYTES).stat().st_size
+    try:
+        size = regular(path, MOST_WEIGHTS_BYTES).stat().st_size
+    except ValueError as error:
+        raise Damaged(str(error)) from error
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
@@ -172,15 +160,22 @@ def weights(path: Path) -> list[Weight]:
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
         found = [Weight(str(name), entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()]
         places = sorted(tuple(entry["data_offsets"]) for entry in entries.values())
+        whole = all(
+            len(weight.shape) <= MOST_AXES and all(type(n) is int and 0 <= n <= size for n in weight.shape)
+            for weight in found
+        )
+        if not whole:
+            raise Damaged("the header does not fit its tensors")
         bits = [weight.count * DTYPE_BITS[weight.dtype] for weight in found]
-        whole = all(type(n) is int and n >= 0 for weight in found for n in weight.shape)
         fits = all(
             8 * (e["data_offsets"][1] - e["data_offsets"][0]) == b for e, b in zip(entries.values(), bits, strict=True)
         )
         ends = [0, *(end for _, end in places)]
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+    except Damaged:
+        raise
+    except ODD as error:
         raise Damaged("no header of safetensors") from error
-    if not (whole and fits and [begin for begin, _ in places] == ends[:-1]):
+    if not (fits and [begin for begin, _ in places] == ends[:-1]):
         raise Damaged("the header does not fit its tensors")
     if ends[-1] != size - 8 - length:
         raise Damaged(f"{size - 8 - length} bytes of weights, the header names {ends[-1]}")
@@ -192,27 +187,15 @@ def check_weights(path: Path) -> str:
     return f"{len(found)} tensors, {sum(weight.count for weight in found):,} values"
 
 
-def check_json(path: Path) -> str:
-    if not isinstance(read_json(path), Mapping):
-        raise Damaged("no JSON object")
-    return ""
-
-
-def check_yaml(path: Path) -> str:
-    if not isinstance(read_yaml(path), Mapping):
+def check_document(path: Path) -> str:
+    if not isinstance(read(path), Mapping):
         raise Damaged("no mapping")
     return ""
 
 
 def check_result(path: Path) -> str:
-    read_json(path)
     try:
-        for name in ("config.yaml", "composed.yaml"):
-            if there(path.parent / name):
-                plain(path.parent / name, record.MOST_YAML_BYTES)
         record.read(path.parent)
-    except Damaged:
-        return ""  # of those, which have lines of their own
     except Unreadable as error:
         if path.name in str(error):  # config.yaml has a line of its own
             raise Damaged(str(error).partition(": ")[2]) from error
@@ -221,8 +204,11 @@ def check_result(path: Path) -> str:
 
 def check_rounds(path: Path) -> str:
     """Lines that can be read; the last one of an interrupted run may be cut."""
-    lines = sum(1 for line in plain(path, MOST_JSON_BYTES).read_bytes().split(b"\n") if line.strip())
-    members = record.members(path.parent)
+    try:
+        members = record.members(path.parent)
+    except Unreadable as error:
+        raise Damaged(str(error).removeprefix(f"{path.parent}: ")) from error
+    lines = sum(1 for line in content(path, MOST_ROUNDS_BYTES).split(b"\n") if line.strip())
     if len(members) < lines:
         raise Damaged(f"{lines - len(members)} of {lines} lines cannot be read")
     return f"{len(members)} members in {len({member.round for member in members})} rounds"
@@ -252,7 +238,7 @@ def check_events(path: Path) -> str:
     """The length of every record of the TFRecord format, in turn; their checksums are TensorBoard's matter."""
     size, place, count = path.stat().st_size, 0, 0
     with path.open("rb") as file:
-        while place < size:
+        while place < size and count < MOST_EVENTS:
             file.seek(place)
             head = file.read(12)
             length = struct.unpack("<Q", head[:8])[0] if len(head) == 12 else size
@@ -260,17 +246,17 @@ def check_events(path: Path) -> str:
             count += 1
             if place > size:
                 raise Damaged("its last record is cut off" if count > 1 else "not a file of events")
-    return f"{count} records"
+    return f"{count} records{' and more' if place < size else ''}"
 
 
 KNOWN: dict[str, tuple[str, Callable[[Path], str] | None]] = {
-    "config.yaml": ("the resolved config", check_yaml),
-    "composed.yaml": ("choices and overrides", check_yaml),
+    "config.yaml": ("the resolved config", check_document),
+    "composed.yaml": ("choices and overrides", check_document),
     "rounds.jsonl": ("the record", check_rounds),
     "result.json": ("the result", check_result),
-    "model.json": ("what rebuilds the model", check_json),
+    "model.json": ("what rebuilds the model", check_document),
     "model.safetensors": ("the best member's weights", check_weights),
-    "cases.json": ("the best and worst test examples", check_json),
+    "cases.json": ("the best and worst test examples", check_document),
     "examples.png": ("inputs, outputs, targets", check_png),
     "kernels.png": ("the learned kernels", check_png),
     "response.png": ("what the model looks at", check_png),

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from rich.console import Console
-from rich.markup import escape
 from torch import Tensor
 
 from sigexp.datasets.bayer import BORDER
@@ -94,7 +93,7 @@ def show(judged: Judged, console: Console) -> None:
     average = mean(list(judged.values()))
     metrics = list(METRICS if console.width >= max(map(len, average)) + COLUMNS_WIDTH else SHORT)
     for picture, quality in judged.items():
-        print_table(console, set_table(escape(picture), quality, metrics))
+        print_table(console, set_table(picture, quality, metrics))
     if len(judged) > 1:
         print_table(console, set_table(f"mean of {len(judged)} photographs", average, metrics))
     console.print(CONVENTION, soft_wrap=False)

@@ -56,7 +56,8 @@ class Keeper:
             log.warning("no checkpoint: the run starts again from its config")
         else:
             log.info("taken up after %s rounds", found.data.get("number"))
-            phases.seconds.update(record.mapping(found.data.get("phases")))
+            spent = record.numbers(found.data.get("phases"))
+            phases.seconds.update({name: seconds for name, seconds in spent.items() if seconds is not None})
         return keeper
 
     @property
@@ -100,7 +101,7 @@ class Keeper:
             progress = decode(self.resumed.tensors, self.resumed.data, population.view())
             if progress.snapshot is not None and len(progress.snapshot.plans) != calibration.plan.shards:
                 raise ValueError("parts")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ConfigError(
                 f"{self.checkpoints.folder}: not of this run, or of another version of sigexp ({error})"
             ) from error

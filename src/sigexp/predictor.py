@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
 
 from sigexp import machine, saved, tiling
@@ -21,9 +20,9 @@ from sigexp.data.patches import to_float
 from sigexp.gathering import labels
 from sigexp.signal.bayer import mosaic
 from sigexp.tiling import Sight, Tile
+from sigexp.track.record import load_yaml, mapping, printable
 
 MOSAICS = "sigexp.datasets.bayer.bayer_mosaic"
-MOST_CONFIG_BYTES = 100_000
 LOWEST, HIGHEST = -1.0, 2.0  # of a picture's values: 0..1, with room for noise
 GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601
 Array = TypeVar("Array", np.ndarray, Tensor)
@@ -106,7 +105,11 @@ class Predictor:
             ) from error
         if not bool(found.isfinite().all()):
             raise ValueError(f"{self} gives NaN or infinite values for it")
-        return found.softmax(1)[0] if self.kind == "class" else found.flatten(0, 1)
+        if self.kind != "class":
+            return found.flatten(0, 1)
+        if found.ndim != 2:
+            raise ValueError(f"{self} gives {list(found.shape[1:])}, which are no classes")
+        return found.softmax(1)[0]
 
     def lanes(self, channels: int) -> int:
         """How many times the model runs for a signal of so many channels."""
@@ -269,10 +272,10 @@ def described(folder: Path, model: nn.Module) -> Predictor:
     found = saved.read_description(folder)
     return Predictor(
         model=model,
-        experiment=found["experiment"],
-        name=found["name"],
+        experiment=printable(found["experiment"]),
+        name=printable(found["name"]),
         kind=found["kind"],
-        labels=tuple(found["labels"]),
+        labels=tuple(map(printable, found["labels"])),
         input_shape=tuple(found["input_shape"]),
         target_shape=tuple(found["target_shape"]),
         mosaic=_dataset(folder) == MOSAICS,
@@ -282,13 +285,8 @@ def described(folder: Path, model: nn.Module) -> Predictor:
 
 def _dataset(folder: Path) -> str | None:
     """The target of the run's dataset, which is compared and never imported."""
-    path = folder / "config.yaml"
-    if not path.is_file():
-        return None
-    if path.stat().st_size > MOST_CONFIG_BYTES:  # YAML takes far more time than it takes bytes
-        raise ValueError(f"{path}: damaged, {path.stat().st_size} bytes")
-    try:
-        config: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return str(config["dataset"]["_target_"])
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
+    found = load_yaml(folder, "config.yaml")
+    target = mapping(mapping(found).get("dataset")).get("_target_")
+    if found is not None and not isinstance(target, str):
+        raise ValueError(f"{folder / 'config.yaml'}: damaged (it names no dataset)")
+    return target

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sigexp.machine import cores
+from sigexp.machine import cores, free_memory_bytes
 
 PerExample = Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) -> [B]
 Split = str  # 'train', 'valid', 'test', and whatever further test sets a dataset names
@@ -33,6 +33,7 @@ class Batch(NamedTuple):
 
 Sample = Callable[[Split, Tensor], Batch]
 Draw = Callable[[np.random.Generator, Split, int], tuple[np.ndarray, np.ndarray]]
+WORKING_COPIES = 4  # of a block, which a function that draws one holds at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,7 @@ def blockwise(draw: Draw, *, seed: int, block: int = 250) -> Sample:
     drawn on all cores; the last few are kept, because neighbouring indices are usually asked for together.
     """
     kept: OrderedDict[tuple[Split, int], tuple[np.ndarray, np.ndarray]] = OrderedDict()
-    workers = cores()
+    workers: list[int] = []  # one number, known when examples are first asked for
 
     def one(split: Split, number: int) -> tuple[np.ndarray, np.ndarray]:
         inputs, targets = draw(generator(seed, split, number), split, block)
@@ -124,6 +125,8 @@ def blockwise(draw: Draw, *, seed: int, block: int = 250) -> Sample:
         numbers, rows = where // block, where % block
         wanted = [int(n) for n in np.unique(numbers)]
         missing = [n for n in wanted if (split, n) not in kept]
+        if not workers:
+            workers.append(_workers(draw, split, block))
         found = {n: kept[split, n] for n in wanted if (split, n) in kept}
         inputs = targets = None
 
@@ -142,7 +145,7 @@ def blockwise(draw: Draw, *, seed: int, block: int = 250) -> Sample:
             drawn = iter([one(split, missing[0])])
             collect(split, missing, drawn, place)
         elif missing:
-            with ThreadPoolExecutor(workers) as pool:
+            with ThreadPoolExecutor(workers[0]) as pool:
                 collect(split, missing, pool.map(lambda n: one(split, n), missing), place)
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
 
@@ -154,6 +157,24 @@ def blockwise(draw: Draw, *, seed: int, block: int = 250) -> Sample:
                 kept.popitem(last=False)
 
     return sample
+
+
+def _workers(draw: Draw, split: Split, block: int) -> int:
+    """How many blocks may be drawn at once: as many as there are cores, or as the memory holds. Raises ValueError where
+    it holds none, which one example tells."""
+    try:
+        one = draw(np.random.default_rng(0), split, 1)
+        needed = WORKING_COPIES * block * sum(array.nbytes for array in one)
+    except Exception:  # said where a block is drawn
+        return cores()
+    free = free_memory_bytes("cpu")
+    if needed > free:
+        shape = list(one[0].shape[1:])
+        raise ValueError(
+            f"dataset: examples of {shape} are drawn {block} at a time, which takes {needed / 1e9:,.1f} GB of memory, "
+            f"and {free / 1e9:,.1f} GB are free; make them smaller (image_size, patch_size, dots_size or length)"
+        )
+    return min(cores(), int(free // max(1, needed)))
 
 
 def _check_drawn(what: str, array: np.ndarray) -> None:

@@ -17,12 +17,13 @@ def report(words: list[str]) -> int:
     given = parser.parse_intermixed_args(words)
     from sigexp.report import page
     from sigexp.track.find import find
+    from sigexp.track.record import printable
 
     records = find(given.runs, complain)
     if given.output and len(records) > 1:
         raise WrongCommand(f"-o {given.output}: one file for {len(records)} runs; name one run")
     for record in records:
-        print(page.write(record.folder, given.output))
+        print(printable(str(page.write(record.folder, given.output))))
     return 0
 
 
@@ -47,6 +48,7 @@ def compare(words: list[str]) -> int:
     from sigexp.report.wording import counted
     from sigexp.track import folder
     from sigexp.track.find import find
+    from sigexp.track.record import printable
 
     records = find(given.runs, complain)
     searched = [one for one in records if one.result.get("search") != REPLAY]
@@ -60,7 +62,7 @@ def compare(words: list[str]) -> int:
         compare_tables.show(found, Console(highlight=False))
     if given.html:
         folder.write(given.html, compare_tables.as_page(found, given.html, shlex.join(["sigexp", "compare", *words])))
-        print(given.html, file=sys.stderr)
+        print(printable(str(given.html)), file=sys.stderr)
     return 0
 
 

@@ -84,10 +84,14 @@ def segments(folder: Path, best: object, max_samples: int) -> tuple[list[dict[st
 
     members = record.members(folder)
     line = winning_line(members, best)
-    if not line or line[0].parent is not None or line[0].round != 1:
+    whole = line and line[0].parent is None and line[0].round == 1 and line[-1].round <= len(members)
+    if not whole:
         raise ValueError(f"{folder}: rounds.jsonl is damaged: it does not lead from the best member to the first round")
     begin, position = {1: 0}, {1: 0}  # of every round: member-samples of the search before it, its first example
-    rounds = {n: [member for member in members if member.round == n] for n in range(1, line[-1].round + 1)}
+    rounds: dict[int, list[record.Member]] = {n: [] for n in range(1, line[-1].round + 1)}
+    for member in members:
+        if member.round in rounds:
+            rounds[member.round].append(member)
     for number, round_ in rounds.items():
         end = int(round_[0].total_samples) if round_ else 0
         begin[number + 1] = end

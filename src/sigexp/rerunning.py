@@ -14,6 +14,7 @@ from typing import Any
 from sigexp import __version__, catalog
 from sigexp.usage import TRUST, Parser, WrongCommand
 
+MOST_CHARACTERS = 5000  # of an override; the parser takes far more time than it takes characters
 EPILOG = """\
 Composed from composed.yaml and the conf of today. Where a conf file has changed since, rerun refuses, and shows the
 command that runs the same overrides with the conf as it is. Of the folder's overrides are refused: what would be
@@ -86,9 +87,11 @@ def merged(folder: Path, overrides: Sequence[str], rest: Sequence[str], trust: S
     kept = []
     for word in overrides:
         try:
+            if len(word) > MOST_CHARACTERS:
+                raise ValueError
             one = grammar.parse_override(word)
-        except HydraException as error:
-            raise ValueError(f"{where}: damaged, {printable(word)!r} is no NAME=VALUE") from error
+        except (HydraException, ValueError, RecursionError) as error:
+            raise ValueError(f"{where}: damaged, {printable(word)[:100]!r} is no NAME=VALUE") from error
         if (one.key_or_group, one.package) in anew:
             continue
         if one.key_or_group == "outputs":
@@ -106,7 +109,8 @@ def check_override(one: Any, where: Path, trust: Sequence[str]) -> None:
 
     name, value = str(one.key_or_group), one.value()
     first = re.split(r"[./@]", name)[0]
-    if first == "hydra" or leads_out(name) or str(one.package or "").startswith("hydra") or one.is_sweep_override():
+    package = str(one.package or "").split(".")
+    if "hydra" in (first, *package) or leads_out(name) or one.is_sweep_override():
         raise ValueError(f"{where}: sets {printable(name)!r}, which a folder may not")
     *parents, last = name.split(".")
     node: Any = {last: value}

@@ -52,7 +52,7 @@ def names_in(found: Any, path: Path) -> Names:
     """The names of a run, which become folders: plain words only."""
     keys = ("experiment", "dataset", "model", "search")
     chosen = [found.get(key) if isinstance(found, Mapping) else None for key in keys]
-    if not all(isinstance(name, str) and re.fullmatch(r"\w[\w.@-]*", name) for name in chosen):
+    if not all(isinstance(name, str) and re.fullmatch(r"\w[\w.@-]{0,99}", name) for name in chosen):
         raise ValueError(f"{path}: damaged, or none of sigexp's (names: {str(found)[:80]!r})")
     experiment, dataset, model, search = map(str, chosen)
     return Names(experiment, dataset, model, search)

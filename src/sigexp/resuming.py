@@ -81,3 +81,5 @@ def check(folder: Path) -> None:
     for path in [*folder.iterdir(), *folder.glob("checkpoints/*")]:
         if path.is_symlink():
             raise ValueError(f"{path}: a link, through which nothing is written")
+        if not path.is_file() and not path.is_dir():
+            raise ValueError(f"{path}: neither a file nor a folder")

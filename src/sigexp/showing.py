@@ -123,11 +123,19 @@ def free_port(first: int) -> int:
     raise ValueError(f"--port {first}: no free port from there on; give another")
 
 
+def plugins() -> list[Any]:
+    """TensorBoard's tabs without its projector, which reads any file of this machine that a folder's
+    projector_config.pbtxt names."""
+    from tensorboard import default
+
+    return [one for one in default.get_plugins() if getattr(one, "__name__", "") != "ProjectorPlugin"]
+
+
 def serve(folder: Path, first_port: int) -> int:
     """Serve TensorBoard for a folder on localhost until interrupted."""
     from tensorboard import program
 
-    server = program.TensorBoard()
+    server = program.TensorBoard(plugins=plugins())
     server.configure(argv=[None, "--logdir", str(folder), "--host", "127.0.0.1", "--port", str(free_port(first_port))])
     print(f"TensorBoard of {folder}: {server.launch()} (Ctrl-C ends it)", flush=True)
     import threading

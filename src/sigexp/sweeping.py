@@ -136,7 +136,7 @@ class Checks:
         if pair not in self.tried:
             self.tried[pair] = None
             try:
-                settings = configuration.build(config["search"], what="search")
+                settings = training.build_search(config)
                 training.first_member(config, names, self.problem(config, dataset), settings)
             except ValueError as error:
                 self.tried[pair] = error

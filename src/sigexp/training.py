@@ -3,7 +3,7 @@
 import logging
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sigexp import clock, evaluation, fitting, machine, sharing, starts, stopping
+from sigexp import clock, evaluation, fitting, machine, sharing, starts, stopping, weighing
 from sigexp import config as configuration
 from sigexp.config import ConfigError
 from sigexp.keeping import Keeper
@@ -26,7 +26,7 @@ from sigexp.report.board import Board
 from sigexp.report.phases import Phases
 from sigexp.report.terminal import Terminal, best_reference
 from sigexp.report.wording import counted
-from sigexp.search.base import HParams
+from sigexp.search.base import HParams, Search
 from sigexp.search.records import Outcome, RoundRecord
 from sigexp.search.rounds import MINIBATCHES, Carried, SearchLoop
 from sigexp.track import folder as folders
@@ -51,10 +51,14 @@ def prepare(config: Mapping[str, Any], names: Names) -> Ready:
     device = torch.device(machine.pick_device(config["device"]))
     problem = build_problem(config)
     shapes = problem.shapes()
-    settings = configuration.build(config["search"], what="search")
+    weighing.check_examples(config, problem, shapes)
+    settings = build_search(config)
     first = first_member(config, names, problem, settings)
+    weighing.check_members(config, first, shapes, names.model, str(device))
     others = map(settings.origin, range(1, settings.members))
     members = [first, *(initial_model(config, shapes, config["seed"], member) for member in others)]
+    if fitting.needs_two(first, problem):
+        settings = with_pairs(config, settings, names.model)
     return Ready(problem, shapes, settings, members, device)
 
 
@@ -67,17 +71,45 @@ def build_problem(config: Mapping[str, Any]) -> Problem:
     return sharing.once("problem", lambda: sharing.remembering(build()))
 
 
-def first_member(config: Mapping[str, Any], names: Names, problem: Problem, settings: Any) -> nn.Module:
+def build_search(config: Mapping[str, Any]) -> Search:
+    """The search of a config. Raises ValueError for what is none."""
+    settings = configuration.build(config["search"], what="search")
+    if not isinstance(settings, Search):
+        raise ConfigError(f"search: {config['search']['_target_']} is no search of sigexp.search.base")
+    return settings
+
+
+def first_member(config: Mapping[str, Any], names: Names, problem: Problem, settings: Search) -> nn.Module:
     """The first member, tried on two examples; raises `ConfigError` (a ValueError) for a model that does not fit."""
     try:
-        first = initial_model(config, problem.shapes(), config["seed"], settings.origin(0))
+        with weighing.building(names.model):
+            first = initial_model(config, problem.shapes(), config["seed"], settings.origin(0))
         fitting.check(first, problem, names.model)
+    except weighing.TooHeavy:
+        raise
     except ValueError as error:
         fit = ", ".join(fitting.fitting(problem, config["footprint"]))
         raise ConfigError(f"{error}\nmodels that fit {names.dataset}: {fit or 'none'}") from error
     if config["trainer"]["start"] == "least_squares":
         starts.two_layers(first)  # a ValueError says why not
     return first
+
+
+def with_pairs(config: Mapping[str, Any], settings: Search, model: str) -> Search:
+    """The search for a model that cannot learn from one example alone; raises `ConfigError` where it would have to."""
+    batch, first = config["trainer"]["batch_size"], "initial_samples" not in settings.unused
+    for name, value, samples in (
+        ("trainer.batch_size", batch, batch),
+        ("search.round_samples", settings.round_samples, settings.round_samples),
+        ("search.initial_samples", settings.initial_samples, settings.initial_samples if first else 2),
+        ("search.max_samples", settings.max_samples, settings.max_samples // settings.members),
+        ("search.max_samples", settings.max_samples, settings.first_samples() if first else 2),
+    ):
+        if samples < 2:
+            raise ConfigError(
+                f"{name}={value}: model={model} normalises over minibatches, of two examples at least; give more"
+            )
+    return replace(settings, batch_min=max(2, settings.batch_min))
 
 
 def initial_model(config: Mapping[str, Any], shapes: tuple, seed: int, member: int) -> nn.Module:

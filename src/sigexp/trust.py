@@ -13,6 +13,8 @@ import yaml
 
 from sigexp import catalog
 
+MOST_DEPTH = 20  # of a config's nesting
+
 
 def offered_targets(*groups: str) -> set[str]:
     """Every `_target_` in some groups of the packaged conf and the user's own."""
@@ -73,16 +75,21 @@ def widened(target: str, trust: Sequence[str]) -> bool:
     return under(f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', None)}")
 
 
-def refuse_magic(node: Any, where: object) -> None:
-    """Refuse what would be computed while a config is built: interpolations, and keys that Hydra acts on."""
+def refuse_magic(node: Any, where: object, depth: int = 0) -> None:
+    """Refuse what would be computed while a config is built: interpolations, and keys that Hydra acts on.
+
+    And what is nested more deeply than any config, which would exhaust the stack of whatever walks it next.
+    """
+    if depth > MOST_DEPTH:
+        raise ValueError(f"{where}: is nested more than {MOST_DEPTH} levels deep")
     if isinstance(node, Mapping):
         for key, value in node.items():
             if str(key).startswith("_") and key != "_target_":
                 raise ValueError(f"{where}: names the key {key!r}, which it has no use for")
-            refuse_magic(value, where)
+            refuse_magic(value, where, depth + 1)
     elif isinstance(node, list):
         for item in node:
-            refuse_magic(item, where)
+            refuse_magic(item, where, depth + 1)
     elif isinstance(node, str) and "${" in node:
         raise ValueError(f"{where}: holds {node!r}; it may have plain values only")
 

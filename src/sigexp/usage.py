@@ -37,7 +37,8 @@ Verbs
 
 Settings people change most (any field of the config can be set: sigexp experiment=NAME --cfg job)
   experiment=NAME  model=NAME           what is learned, and by what
-  search=automlp|random|fixed|lecture   how hyperparameters are found; lecture: the lecture's settings
+  search=automlp|halving|pbt|optuna|random|fixed|lecture
+                                        how hyperparameters are found; lecture: the lecture's settings
   search.max_samples=N                  the budget, in member-samples of the whole search
   dataset.size=N|stream                 a fixed training set, or fresh examples for ever
   dataset.images=photographs|cifar10|DIR   dataset.digits=synthetic|mnist|fashion_mnist|DIR

@@ -6,6 +6,7 @@ tenth of the training file but at most its last 5000, and 'train' what comes bef
 
 import difflib
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -53,7 +54,7 @@ def digit_source(digits: str) -> DigitSource:
         return DigitSource(_synthetic, POOLS, {"digits": f"synthetic digits, version {VERSION}"})
     if digits in NAMES:
         return _from_files(fetch(digits), digits)
-    folder = Path(digits).expanduser()
+    folder = Path(os.path.expanduser(digits))
     if not folder.is_dir():
         near = difflib.get_close_matches(digits, NAMES, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""

@@ -6,6 +6,7 @@ photograph is ever trained on. There is no fallback from one source to another.
 """
 
 import hashlib
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -119,7 +120,7 @@ def _cifar10() -> ImageSource:
 
 
 def _folder(name: str) -> ImageSource:
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if not name or not folder.is_dir():
         close = get_close_matches(name, ["photographs", "cifar10"], n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
@@ -223,11 +224,23 @@ def read_image(path: Path) -> np.ndarray:
         except Exception as error:
             raise ValueError(f"{path}: broken or truncated image ({error})") from error
     # Pillow has 8 bits a channel and no more, so it only checks such a file, and OpenCV decodes it.
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
-    pixels = cv2.imdecode(np.fromfile(path, np.uint8), flags)
+    pixels = by_opencv(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)
+    return np.ascontiguousarray(pixels[..., ::-1])
+
+
+def by_opencv(path: Path, flags: int) -> np.ndarray:
+    """An image of 16 bits a channel as OpenCV decodes it, which says nothing of its own on standard error."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        pixels = cv2.imdecode(np.fromfile(path, np.uint8), flags)
+    except cv2.error:
+        pixels = None
+    finally:
+        cv2.utils.logging.setLogLevel(level)
     if pixels is None or pixels.dtype != np.uint16:
         raise ValueError(f"{path}: 16 bits a channel in a form that OpenCV cannot read; save it as PNG")
-    return np.ascontiguousarray(pixels[..., ::-1])
+    return pixels
 
 
 def has_sixteen_bits(path: Path, image: PIL.ImageFile.ImageFile) -> bool:

@@ -51,7 +51,7 @@ def check_sizes(source: ImageSource, minimum: int, reduction: int = 1) -> None:
 def check_patches(patch_size: int, scales: Sequence[int], minimum: int = 2) -> None:
     if patch_size < minimum:
         raise ValueError(f"dataset.patch_size={patch_size}: expected at least {minimum} pixels")
-    if not scales or min(scales) < 1 or 1 not in scales:
+    if not 1 <= len(scales) <= 16 or min(scales) < 1 or 1 not in scales:
         raise ValueError(
             f"dataset.scales={list(scales)}: expected whole factors of downsampling, 1 among them, such as [1, 2, 4]"
         )

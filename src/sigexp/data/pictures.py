@@ -16,7 +16,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageFile
 
-from sigexp.data.images import MAX_PIXELS, has_sixteen_bits, opened, quiet
+from sigexp.data.images import MAX_PIXELS, by_opencv, has_sixteen_bits, opened, quiet
 
 GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N")
 CARRIED = ("icc_profile", "exif", "dpi")  # what says how the pixels are to be seen
@@ -73,9 +73,7 @@ def _eight_bits(image: PIL.ImageFile.ImageFile) -> np.ndarray:
 
 def _by_opencv(path: Path, grey: bool) -> np.ndarray:
     """16 bits a channel, of which Pillow keeps 8: [H, W, 1..4]."""
-    planes = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    if planes is None or planes.dtype != np.uint16:
-        raise ValueError(f"{path}: 16 bits a channel in a form that OpenCV cannot read; save it as PNG")
+    planes = by_opencv(path, cv2.IMREAD_UNCHANGED)
     if planes.ndim == 2:
         return planes[..., None]
     if grey:  # OpenCV repeats grey over the colours where there is transparency

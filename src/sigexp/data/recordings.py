@@ -30,10 +30,12 @@ def read_array(path: Path) -> np.ndarray:
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OverflowError, TypeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # numpy's reader of headers ends in whatever damage leads to, TokenError among it
         if path.stat().st_size == 0:
             raise ValueError(f"{path}: the file is empty") from error
-        reason = str(error).splitlines()[0][:100]
+        reason = (str(error) or type(error).__name__).splitlines()[0][:100]
         raise ValueError(f"{path}: broken, truncated or not a .npy file of numbers ({reason})") from error
     if not isinstance(array, np.ndarray):  # an archive of arrays, named .npy
         raise ValueError(f"{path}: an archive of arrays; expected a single one, as numpy.save writes it")

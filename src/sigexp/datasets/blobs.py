@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sigexp.problem import Batch, Problem, Reference, Sample, Split, blockwise, constant, identity, train_size
+from sigexp.ranges import within
 from sigexp.signal import morphology
 from sigexp.signal.gaussian import gaussian_filter
 from sigexp.signal.noise import gaussian_noise
@@ -80,9 +81,10 @@ def fill_holes(
     not 0, would gather in the middle. They are kept `margin` pixels away from the border, closed and opened with a
     disc of radius `disc` pixels, and drawn again where the even-odd rule does not restore them from their boundary.
     """
-    if disc < 0 or not 0 <= margin < image_size / 2:
+    within("dataset.disc", disc, 0, 32, "pixels")
+    if not 0 <= margin < image_size / 2:
         raise ValueError(
-            f"dataset.disc={disc}, margin={margin}: expected pixels, 0 or more, margin under half an image"
+            f"dataset.margin={margin}: expected pixels, 0 or more and less than half of image_size={image_size}"
         )
     blobs = _blobs(image_size, None, sigma, percentile)
     inner = slice(margin, image_size - margin)
@@ -109,8 +111,8 @@ def _blobs(image_size: int, density: float | None, sigma: float, percentile: flo
         raise ValueError(f"dataset.density={density}: expected a probability in 0..1")
     if not 0 <= percentile <= 100:
         raise ValueError(f"dataset.percentile={percentile}: expected per cent in 0..100")
-    if not 0 < sigma < np.inf:
-        raise ValueError(f"dataset.sigma={sigma}: expected pixels, more than 0")
+    within("dataset.image_size", image_size, 4, 4096, "pixels")
+    within("dataset.sigma", sigma, 0, 1000, "pixels", above=True)
 
     def masks(rng: np.random.Generator, n: int) -> np.ndarray:
         shape = (n, image_size, image_size)
@@ -192,8 +194,7 @@ def _problem(
     noisy_targets: bool,
     references: dict[str, Reference],
 ) -> Problem:
-    if not 0 <= noise < np.inf:
-        raise ValueError(f"dataset.noise={noise}: expected a standard deviation, 0 or more")
+    within("dataset.noise", noise, 0, 1000, "a standard deviation")
 
     def draw(rng: np.random.Generator, split: Split, n: int, *, noisy: bool) -> tuple[np.ndarray, np.ndarray]:
         blobs = masks(rng, n)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sigexp.data.digits import digit_source
 from sigexp.problem import Batch, Problem, Reference, Sample, Split, blockwise, constant, identity, train_size
+from sigexp.ranges import within
 from sigexp.signal.gaussian import gaussian_filter, gaussian_kernel
 from sigexp.signal.quality import mse, psnr, ssim
 from sigexp.signal.wiener import filter_by, kernel_spectrum, mean_power, wiener_spectrum
@@ -30,10 +31,9 @@ def blurred_digits(
     of range, or where the source has too few digits.
     """
     widths = tuple(float(s) for s in sigma)
-    if len(widths) != 2 or not all(0 <= s < np.inf for s in widths):
-        raise ValueError(f"dataset.sigma={list(sigma)}: expected two numbers of pixels, 0 or more (rows, columns)")
-    if not 0 <= noise < np.inf:
-        raise ValueError(f"dataset.noise={noise}: expected a standard deviation, 0 or more, where white is 1")
+    if len(widths) != 2 or not all(0 <= s <= 10 for s in widths):
+        raise ValueError(f"dataset.sigma={list(sigma)}: expected two numbers of pixels, 0..10 (rows, columns)")
+    within("dataset.noise", noise, 0, 1000, "a standard deviation, where white is 1")
     source = digit_source(digits)
     sizes = {"train": train_size(size), "valid": min(500, source.sizes["valid"]), "test": test_size}
     source.check("train", "dataset.size", sizes["train"] or 1)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from sigexp.problem import Problem, Reference, Split, blockwise, constant, identity, train_size
+from sigexp.ranges import within
 from sigexp.signal.gaussian import gaussian_filter, gaussian_kernel
 from sigexp.signal.quality import mse
 
@@ -27,10 +28,9 @@ def gaussian_impulses(
 
     if not 0 <= density <= 1:
         raise ValueError(f"dataset.density={density}: expected a probability in 0..1")
-    if image_size < 4:
-        raise ValueError(f"dataset.image_size={image_size}: expected at least 4 pixels")
-    if min(sigma) < 0:
-        raise ValueError(f"dataset.sigma={list(sigma)}: expected pixels, 0 or more")
+    within("dataset.image_size", image_size, 4, 4096, "pixels")
+    if not all(0 <= width <= 100 for width in sigma):
+        raise ValueError(f"dataset.sigma={list(sigma)}: expected pixels, 0..100")
 
     def draw(rng: np.random.Generator, split: Split, n: int) -> tuple[np.ndarray, np.ndarray]:
         images = (rng.random((n, image_size, image_size), dtype=np.float32) < density).astype(np.float32)

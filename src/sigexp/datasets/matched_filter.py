@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sigexp.data.digits import digit_source
 from sigexp.problem import Problem, Reference, Split, blockwise, identity, train_size
+from sigexp.ranges import within
 from sigexp.signal.matched import correlate_centred
 from sigexp.signal.quality import hit_rate, position_cross_entropy
 from sigexp.signal.wiener import filter_by, kernel_spectrum, wiener_spectrum
@@ -40,8 +41,7 @@ def hidden_digit(
     """
     if not 28 <= image_size <= 4096:
         raise ValueError(f"dataset.image_size={image_size}: expected pixels, 28 (the digit) .. 4096")
-    if not 0 <= amplitude < math.inf:
-        raise ValueError(f"dataset.amplitude={amplitude}: expected 0 or more, where the noise spans 0..1")
+    within("dataset.amplitude", amplitude, 0, 1000, "a factor, where the noise spans 0..1")
     source = digit_source(digits)
     if not 0 <= template < source.sizes["train"]:
         raise ValueError(f"dataset.template={template}: expected a training digit, 0..{source.sizes['train'] - 1}")

@@ -17,9 +17,11 @@ from torch import Tensor
 from sigexp.data.images import image_source
 from sigexp.data.patches import check_patches, check_sizes, image_count, image_sample, patch_sampler
 from sigexp.problem import Problem, Reference, Split, constant, identity, train_size
+from sigexp.ranges import within
 from sigexp.signal.quality import mse, psnr
 from sigexp.signal.rank import median_filter
 
+MOST_WINDOW = 15  # pixels: its sorting network has some thousand comparators
 DOT_IMAGES = 200  # in the test set of dots
 
 
@@ -93,7 +95,8 @@ def _check(signals: str, test_size: int | None, window: int, density: float, pat
         raise ValueError(f"dataset.test_size={test_size}: expected at least 1, or null for the usual number")
     if not 0 <= density <= 1:
         raise ValueError(f"dataset.density={density}: expected a probability in 0..1")
-    largest = (min(patch_size, dots_size) - 1) // 2
+    within("dataset.dots_size", dots_size, 5, 1024, "pixels")
+    largest = min(MOST_WINDOW, (min(patch_size, dots_size) - 1) // 2)
     if not 2 <= window <= largest:
         raise ValueError(
             f"dataset.window={window}: expected 2..{largest} pixels, as a border of this width is cut from both sides"

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from sigexp.problem import Problem, Reference, Split, blockwise, constant, identity, train_size
+from sigexp.ranges import within
 from sigexp.signal.gaussian import gaussian_kernel, gaussian_matrix
 from sigexp.signal.quality import mse
 from sigexp.signal.recursive import first_order
@@ -26,7 +27,7 @@ def iir(
     A sample is uniform in 0..1 with probability `density`, else 0. The filter starts from the first sample, which no
     time-invariant filter does.
     """
-    _check(length, density)
+    _check(length, density, gain, most=65_536)
     if not abs(pole) <= 1:
         raise ValueError(f"dataset.pole={pole}: expected -1..1, else the filter is not stable")
 
@@ -69,9 +70,8 @@ def spikes(
 
     The border reflects, as in `scipy.ndimage.gaussian_filter1d`; `mse_interior` leaves out 4 sigma at either end.
     """
-    _check(length, density)
-    if not 0 <= sigma < np.inf:
-        raise ValueError(f"dataset.sigma={sigma}: expected samples, 0 or more")
+    _check(length, density, gain, most=4096)
+    within("dataset.sigma", sigma, 0, 1000, "samples")
     matrix = np.float32(gain) * gaussian_matrix(length, float(sigma)).T
 
     def draw(rng: np.random.Generator, split: Split, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -96,8 +96,8 @@ def spikes(
     )
 
 
-def _check(length: int, density: float) -> None:
-    if length < 2:
-        raise ValueError(f"dataset.length={length}: expected at least 2 samples")
+def _check(length: int, density: float, gain: float, most: int) -> None:
+    within("dataset.length", length, 2, most, "samples")
+    within("dataset.gain", gain, -1000, 1000, "a factor")
     if not 0 <= density <= 1:
         raise ValueError(f"dataset.density={density}: expected a probability in 0..1")

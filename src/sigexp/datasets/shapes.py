@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from sigexp.problem import Draw, Problem, Reference, Sample, Split, blockwise, chance, train_size
+from sigexp.ranges import within
 from sigexp.signal.noise import gaussian_noise
 from sigexp.signal.outlines import TRUNCATE, add_outlines, equal_ink_patches, projected_half_sides
 from sigexp.signal.quality import cross_entropy, error
@@ -212,12 +213,11 @@ def _check_range(name: str, ends: tuple[float, float], *, whole: bool = False) -
 
 
 def _check(image_size: int, margin: int, largest: int, sigma: float, noise: float) -> None:
+    within("dataset.image_size", image_size, 4, 1024, "pixels")
     if not largest <= margin < image_size / 2:
         raise ValueError(
             f"dataset.margin={margin}: expected at least {largest} px, so that every outline lies inside, "
             f"and less than half of image_size={image_size}"
         )
-    if not 0 < sigma < np.inf:
-        raise ValueError(f"dataset.sigma={sigma}: expected pixels, more than 0")
-    if not 0 <= noise < np.inf:
-        raise ValueError(f"dataset.noise={noise}: expected a standard deviation, 0 or more")
+    within("dataset.sigma", sigma, 0, 20, "pixels", above=True)
+    within("dataset.noise", noise, 0, 1000, "a standard deviation")

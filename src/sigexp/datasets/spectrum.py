@@ -8,8 +8,11 @@ import numpy as np
 import torch
 
 from sigexp.problem import Problem, Reference, Split, blockwise, constant, train_size
+from sigexp.ranges import within
 from sigexp.signal.quality import mse
 from sigexp.signal.spectra import gabor, sliding_energy, sliding_power, windowed_dft
+
+MOST_TONES = 20
 
 
 def spectrum(
@@ -78,8 +81,7 @@ def spectrum_power(
     samples, zeros beyond the ends, 1 for a steady sinusoid of amplitude 1 in the middle of its band; `mse_interior`
     leaves out half a window at either end.
     """
-    if bands < 1:
-        raise ValueError(f"dataset.bands={bands}: expected at least 1")
+    within("dataset.bands", bands, 1, 1024, "a whole number")
     _check(length, noise, frequency, tones=tones, amplitude=amplitude, sigma=sigma)
 
     def exact(signals: np.ndarray) -> np.ndarray:
@@ -128,8 +130,8 @@ def _bursts(
     noise: float,
 ) -> Problem:
     """Tone bursts in noise -> what `exact` makes of them under a window of `taps`."""
-    if taps < 3 or taps % 2 == 0:
-        raise ValueError(f"dataset.taps={taps}: expected an odd number of at least 3")
+    if not 3 <= taps <= 1023 or taps % 2 == 0:
+        raise ValueError(f"dataset.taps={taps}: expected an odd number of samples, 3..1023")
     if not sigma[0] > 0:
         raise ValueError(f"dataset.sigma={list(sigma)}: expected samples, more than 0")
     time = np.arange(length)
@@ -172,12 +174,12 @@ def _in_noise(parts: np.ndarray, rng: np.random.Generator, noise: float) -> np.n
 
 
 def _check(length: int, noise: float, frequency: tuple[float, float], **ranges: tuple[float, float]) -> None:
-    if length < 4:
-        raise ValueError(f"dataset.length={length}: expected at least 4 samples")
-    if not 0 <= noise < np.inf:
-        raise ValueError(f"dataset.noise={noise}: expected a standard deviation, 0 or more")
+    within("dataset.length", length, 4, 4096, "samples")
+    within("dataset.noise", noise, 0, 1000, "a standard deviation")
     if len(frequency) != 2 or not 0 <= frequency[0] <= frequency[1] <= 0.5:
         raise ValueError(f"dataset.frequency={list(frequency)}: expected [least, largest] in 0..0.5 cycles per sample")
     for name, ends in ranges.items():
-        if len(ends) != 2 or not 0 <= ends[0] <= ends[1] < np.inf:
-            raise ValueError(f"dataset.{name}={list(ends)}: expected [least, largest], 0 or more")
+        if len(ends) != 2 or not 0 <= ends[0] <= ends[1] <= 1000:
+            raise ValueError(f"dataset.{name}={list(ends)}: expected [least, largest], 0..1000")
+    if ranges["tones"][1] > MOST_TONES:
+        raise ValueError(f"dataset.tones={list(ranges['tones'])}: expected at most {MOST_TONES}")

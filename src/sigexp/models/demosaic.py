@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sigexp.layers.bayer import ColourPreservingConv, demosaicing_layer
 from sigexp.layers.padding import crop_to
 from sigexp.layers.residual import Residual, kaiming, zero
-from sigexp.models.fit import Shape, at_least, images, refuse, same_extent
+from sigexp.models.fit import MOST_LAYERS, Shape, at_least, images, refuse, same_extent
 
 
 class Polyphase(nn.Module):
@@ -55,5 +55,5 @@ def polyphase(
     if min(input_shape[1:]) < 4:
         raise ValueError(f"model=polyphase needs images of at least 4x4 pixels; got {list(input_shape)}")
     at_least("channels", 1, channels)
-    at_least("layers", 2, layers)
+    at_least("layers", 2, layers, most=MOST_LAYERS)
     return Polyphase(pattern, channels, layers)

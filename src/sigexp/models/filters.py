@@ -13,7 +13,17 @@ from sigexp.layers.activations import pointwise
 from sigexp.layers.color import LinearizeSRGB
 from sigexp.layers.fft_conv import MOST_CHANNEL_PAIRS, SMALLEST_KERNEL, FFTConv2d
 from sigexp.layers.residual import Residual, kaiming, zero
-from sigexp.models.fit import BATCH_NORM, CONVOLUTION, Shape, at_least, images, odd, same_extent, two
+from sigexp.models.fit import (
+    BATCH_NORM,
+    CONVOLUTION,
+    MOST_DILATION,
+    Shape,
+    at_least,
+    images,
+    odd,
+    same_extent,
+    two,
+)
 
 FC_MOST_WEIGHTS = 2**28  # 1 GB of float32 a member
 
@@ -122,7 +132,7 @@ def dilated(
     """
     conv = CONVOLUTION[same_extent("dilated", input_shape, target_shape)]
     at_least("channels", 1, channels)
-    at_least("dilations", 1, *dilations)
+    at_least("dilations", 1, *dilations, most=MOST_DILATION)
     if len(dilations) < 2:
         raise ValueError(f"model.dilations={list(dilations)}: expected at least two layers")
     widths = [input_shape[0], *[channels] * (len(dilations) - 1), target_shape[0]]

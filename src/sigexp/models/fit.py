@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from sigexp.ranges import MOST_TAPS
+
 Shape = tuple[int, ...]
+MOST_CHANNELS, MOST_LAYERS, MOST_DILATION = 65_536, 64, 4096
 CONVOLUTION: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d}
 BATCH_NORM: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
 
@@ -56,14 +59,19 @@ def odd(name: str, value: int) -> int:
     """A kernel size that leaves the extent as it is."""
     if value < 1 or value % 2 == 0:
         raise ValueError(f"model.{name}={value}: expected an odd number, so that outputs line up with inputs")
+    at_least(name, 1, value, most=MOST_TAPS)
     return value
 
 
-def at_least(name: str, least: int, *values: int) -> None:
-    """Refuse counts below `least`, and an empty list of them."""
+def at_least(name: str, least: int, *values: int, most: int = MOST_CHANNELS) -> None:
+    """Refuse counts below `least` or above `most`, and an empty or endless list of them."""
     if not values or any(value < least for value in values):
         shown = values[0] if len(values) == 1 else list(values)
         raise ValueError(f"model.{name}={shown}: expected whole numbers of at least {least}")
+    if max(values) > most:
+        raise ValueError(f"model.{name}={max(values)}: expected whole numbers of at most {most:,}")
+    if len(values) > MOST_LAYERS:
+        raise ValueError(f"model.{name}: {len(values)} numbers; expected at most {MOST_LAYERS}")
 
 
 def two(name: str, values: Sequence[int]) -> tuple[int, int]:

@@ -13,6 +13,8 @@ from sigexp.layers.rank import RankFilter
 from sigexp.layers.residual import kaiming
 from sigexp.models.fit import Shape, at_least, images, refuse, same_extent
 
+MOST_SORTED = 16  # pixels along each axis: 256 planes and some 4,000 comparisons of them
+
 
 def rank(input_shape: Shape, target_shape: Shape, *, window: int = 4) -> nn.Module:
     """Each window's values in order, then one weight for every rank: median, minimum, maximum or mean."""
@@ -20,7 +22,7 @@ def rank(input_shape: Shape, target_shape: Shape, *, window: int = 4) -> nn.Modu
     same_extent("rank", input_shape, target_shape)
     if input_shape[0] != target_shape[0]:
         raise refuse("rank", "filters every channel by itself", input_shape, target_shape)
-    at_least("window", 1, window)
+    at_least("window", 1, window, most=MOST_SORTED)
     return RankFilter(window)
 
 
@@ -28,7 +30,7 @@ def mlp(input_shape: Shape, target_shape: Shape, *, window: int = 5, hidden: Seq
     """A perceptron with ReLU on the values of each window."""
     images("mlp", input_shape, target_shape)
     same_extent("mlp", input_shape, target_shape)
-    at_least("window", 1, window)
+    at_least("window", 1, window, most=255)
     at_least("hidden", 1, *hidden)
     widths = [input_shape[0], *hidden]
     layers: list[nn.Module] = [SymmetricPad(window // 2, (window - 1) // 2)]

@@ -10,7 +10,7 @@ from sigexp.layers.activations import pointwise
 from sigexp.layers.lstm import LSTM2, SequenceLSTM
 from sigexp.layers.padding import GlobalMax, crop_to, pad_to_multiple
 from sigexp.layers.recurrence import LinearRecurrence
-from sigexp.models.fit import Shape, at_least, images, same_extent, sequences, two
+from sigexp.models.fit import MOST_LAYERS, Shape, at_least, images, same_extent, sequences, two
 
 
 def seqlstm(
@@ -20,7 +20,7 @@ def seqlstm(
     sequences("seqlstm", input_shape, target_shape)
     same_extent("seqlstm", input_shape, target_shape)
     at_least("hidden", 1, hidden)
-    at_least("layers", 1, layers)
+    at_least("layers", 1, layers, most=MOST_LAYERS)
     recurrent = SequenceLSTM(input_shape[0], hidden, layers=layers, bidirectional=bidirectional)
     return nn.Sequential(recurrent, nn.Sigmoid(), nn.Conv1d(recurrent.out_channels, target_shape[0], 1))
 
@@ -32,7 +32,7 @@ def lstm(
     sequences("lstm", input_shape, target_shape)
     same_extent("lstm", input_shape, target_shape)
     at_least("hidden", 1, hidden)
-    at_least("layers", 1, layers)
+    at_least("layers", 1, layers, most=MOST_LAYERS)
     recurrent = SequenceLSTM(input_shape[0], hidden, layers=layers, bidirectional=bidirectional)
     return nn.Sequential(recurrent, nn.Conv1d(recurrent.out_channels, target_shape[0], 1))
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sigexp.layers.padding import GlobalMax
-from sigexp.models.fit import Shape, at_least, classes, images, odd
+from sigexp.models.fit import MOST_DILATION, MOST_LAYERS, Shape, at_least, classes, images, odd
 
 
 def vgg(
@@ -34,6 +34,7 @@ def vgg(
     logits = number if outputs is None else outputs
     if logits < number:
         raise ValueError(f"model.outputs={outputs}: expected at least the number of classes, {number}")
+    at_least("outputs", 1, logits)
     at_least("channels", 1, *channels)
     at_least("hidden", 1, hidden)
     height, width = (n // 2 ** len(channels) for n in input_shape[1:])
@@ -65,8 +66,8 @@ def fcn(
     images("fcn", input_shape, target_shape)
     number = classes("fcn", input_shape, target_shape)
     at_least("channels", 1, *channels)
-    at_least("dilations", 1, *dilations)
-    at_least("poolings", 0, poolings)
+    at_least("dilations", 1, *dilations, most=MOST_DILATION)
+    at_least("poolings", 0, poolings, most=MOST_LAYERS)
     if len(channels) != len(dilations):
         raise ValueError(f"model.dilations={list(dilations)}: expected one for each of model.channels={list(channels)}")
     layers: list[nn.Module] = []
@@ -113,7 +114,7 @@ def projection(
     images("projection", input_shape, target_shape)
     number = classes("projection", input_shape, target_shape)
     at_least("channels", 1, *channels)
-    at_least("dilations", 1, *dilations)
+    at_least("dilations", 1, *dilations, most=MOST_DILATION)
     if len(channels) != len(dilations):
         raise ValueError(f"model.dilations={list(dilations)}: expected one for each of model.channels={list(channels)}")
     odd("kernel_size", kernel_size)

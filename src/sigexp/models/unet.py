@@ -61,7 +61,7 @@ def unet(
     """
     images("unet", input_shape, target_shape)
     same_extent("unet", input_shape, target_shape)
-    at_least("levels", 1, levels)
+    at_least("levels", 1, levels, most=12)
     at_least("channels", 1, channels)
     at_least("max_channels", channels, max_channels)
     widths = [min(channels * 2**level, max_channels) for level in range(levels + 1)]

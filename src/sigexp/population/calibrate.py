@@ -140,9 +140,10 @@ class Race:
         most = self._most_examples(together)
         apart = self.wanted.members
         if self.population.whole:
-            if most * apart >= self.size > 1 and apart > 1:
+            divided = most * apart >= self.size > 1 and apart > 1
+            if divided:
                 yield replace(together, shards=apart)
-            if self.wanted.execution == "auto":
+            if self.wanted.execution == "auto" or not (divided or most >= self.size):
                 yield from in_turn
             if most >= self.size:
                 yield together

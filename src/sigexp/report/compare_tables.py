@@ -142,7 +142,7 @@ def as_csv(comparisons: Sequence[Comparison]) -> str:
     fields = ["experiment", "kind", "predictor", *names, "metric", "runs", "mean", "half_interval_95", "min", "max"]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, [*fields, "best"], lineterminator="\n")
-    writer.writeheader()
+    writer.writerow({name: harmless(name) for name in writer.fieldnames})
     for found in comparisons:
         for row in found.rows:
             for metric, values in row.values.items():
@@ -169,8 +169,12 @@ def csv_row(found: Comparison, row: Row, metric: str) -> dict[str, object]:
 
 
 def harmless(value: object) -> object:
-    """A text that a spreadsheet would take for a formula, with an apostrophe before it."""
-    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+    """A text on one line that steers no terminal; one that a spreadsheet would take for a formula, with an apostrophe
+    before it."""
+    if not isinstance(value, str):
+        return value
+    value = printable(value)
+    if not value.startswith(("=", "+", "-", "@")):
         return value
     try:
         float(value)

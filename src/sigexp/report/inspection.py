@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sigexp.inspecting import File, Weight
 
 MOST_ROWS = 200
+MOST_CHARACTERS = 2000  # of one value
 Documents = Mapping[str, Mapping[str, Any]]
 
 
@@ -45,8 +46,9 @@ def show(
 
 
 def text(value: object) -> str:
-    """A value out of the folder, harmless to the terminal and to rich's markup."""
-    return escape(printable(str(value)))
+    """A value out of the folder, harmless to the terminal and to rich's markup, its first part where it is long."""
+    words = printable(str(value))
+    return escape(words if len(words) <= MOST_CHARACTERS else f"{words[:MOST_CHARACTERS]}...")
 
 
 def short(value: Any) -> str:
@@ -64,11 +66,13 @@ def summary(documents: Documents, unoffered: Sequence[str]) -> Table:
     trainer, search = mapping(config.get("trainer")), mapping(config.get("search"))
     optimizer = mapping(trainer.get("optimizer"))
     state = f"finished: {result.get('stopped', '?')}" if result else "not finished (run.log says how far it came)"
+    overrides = composed.get("overrides")
+    words = map(str, overrides) if isinstance(overrides, list) else ()
     rows = {
         "state": text(state),
         "chosen": text(chosen),
         "command": text(result.get("command", "")),
-        "overrides": text(" ".join(map(str, composed.get("overrides") or []))),
+        "overrides": text(" ".join(words)),
         "dataset": short(config.get("dataset")),
         "source": text(
             "; ".join(f"{k}: {v}" for k, v in mapping(mapping(result.get("dataset")).get("source")).items())

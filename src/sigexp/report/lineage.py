@@ -4,6 +4,7 @@ Shown are the metric on validation data and the hyperparameters that differed, o
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 
 from sigexp.metrics import higher_is_better
 from sigexp.report import plot
@@ -12,6 +13,7 @@ from sigexp.report.tables import number
 from sigexp.track.record import Member
 
 MOST_DRAWN = 1200  # members; a page with more would be neither small nor readable
+MOST_HPARAMS = 12  # looked at; a search has four
 LOG_FROM = 20.0  # ratio of the largest value to the least from which an error's axis is logarithmic
 HPARAM_LOG_FROM = 4.0  # the same for hyperparameters, which a search multiplies
 
@@ -45,9 +47,9 @@ def few(members: Sequence[Member], line: Sequence[Member], most: int = MOST_DRAW
 
 
 def varied(members: Sequence[Member]) -> list[str]:
-    """The hyperparameters that are not the same in all members."""
+    """The hyperparameters that are not the same in all members, the first few."""
     names = dict.fromkeys(name for member in members for name in member.hparams)
-    return [name for name in names if len({member.hparams.get(name) for member in members}) > 1]
+    return [name for name in islice(names, MOST_HPARAMS) if len({member.hparams.get(name) for member in members}) > 1]
 
 
 def metric_chart(

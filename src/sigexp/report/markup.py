@@ -3,9 +3,11 @@
 import base64
 import binascii
 import html
+import re
 from collections.abc import Iterable
 
 EMPTY = frozenset({"img", "input", "br"})  # elements without an end tag
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -14,7 +16,13 @@ class Html(str):
 
 
 def escaped(text: object) -> Html:
-    return text if isinstance(text, Html) else Html(html.escape(str(text)))
+    return text if isinstance(text, Html) else Html(plain(text))
+
+
+def plain(text: object) -> str:
+    """Text with its markup escaped, and without control characters, halves of characters and what turns the direction
+    of reading."""
+    return html.escape(CONTROL.sub("\ufffd", str(text)))
 
 
 def join(children: Iterable[object], between: str = "") -> Html:
@@ -29,7 +37,7 @@ def element(name: str, *children: object, **attributes: object) -> Html:
         if value is None or value is False:
             continue
         key = key.rstrip("_").replace("_", "-")
-        parts.append(key if value is True else f'{key}="{html.escape(str(value))}"')
+        parts.append(key if value is True else f'{key}="{plain(value)}"')
     opened = f"<{' '.join(parts)}>"
     return Html(opened if name in EMPTY else f"{opened}{join(children)}</{name}>")
 

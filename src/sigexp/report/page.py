@@ -18,10 +18,12 @@ from sigexp.report import lineage, views
 from sigexp.report.markup import Html, element, join
 from sigexp.report.tables import addend, best_value, number, ranked, test_sets
 from sigexp.report.wording import beside, duration, meaning, phases, verdict
+from sigexp.track import documents
 from sigexp.track import folder as folders
-from sigexp.track.record import Record, cases, finite, mapping, members, numbers, read
+from sigexp.track.record import Record, Unreadable, cases, finite, mapping, members, numbers, read
 
 MOST_BYTES = 2_900_000
+MOST_TEXT_BYTES = 4 * MOST_BYTES
 LEARNED = ""  # the model's row; its name may be a reference's too
 MOST_CONFIG = 40_000  # characters of config.yaml shown
 
@@ -34,11 +36,15 @@ def write(folder: Path, output: Path | None = None) -> Path:
 
 
 def build(record: Record) -> str:
-    """The page. Pictures for which there is no room left are named instead."""
+    """The page. Pictures for which there is no room left are named instead. Raises `Unreadable` where the record's
+    texts alone are far longer than any run's."""
     most = MOST_BYTES
     while True:
         text = page(f"{record.experiment}: {record.model}", body(record, views.Pictures(record.folder, most)))
-        if len(text.encode()) <= MOST_BYTES or most < 1000:
+        size = len(text.encode())
+        if size - most > MOST_TEXT_BYTES:
+            raise Unreadable(f"{record.folder}: its texts make a page of {size / 1e6:.0f} MB; damaged")
+        if size <= MOST_BYTES or most < 1000:
             return text
         most //= 2
 
@@ -240,9 +246,10 @@ def rerun(record: Record) -> Html:
     command = f"sigexp {shlex.join(words)}" if words else str(record.result.get("command", ""))
     version = mapping(record.result.get("versions")).get("sigexp", "")
     note = f"With sigexp {version}, on the same data; the same plan gives the same bits on a CPU." if version else ""
-    path = record.folder / "config.yaml"
-    own = path.is_file() and not path.is_symlink()  # a link could put another file of this machine into the page
-    config = path.read_text(encoding="utf-8", errors="replace") if own else ""
+    try:
+        config = documents.text(record.folder / "config.yaml", documents.MOST_YAML_BYTES, errors="replace")
+    except (ValueError, OSError):
+        config = ""
     cut = config[:MOST_CONFIG] + ("\n(cut here)" if len(config) > MOST_CONFIG else "")
     details = element("details", element("summary", "All settings (config.yaml)"), element("pre", cut)) if cut else ""
     return section("Run it again", element("pre", command, class_="command"), element("p", note), details)

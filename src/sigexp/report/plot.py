@@ -9,6 +9,7 @@ from sigexp.report.markup import Html, element, join
 WIDTH, HEIGHT = 440, 290
 LEFT, RIGHT, TOP, BOTTOM = 70, 14, 12, 44
 APART_PX = 13  # between the names of two levels
+LEAST, MOST = 1e-300, 1e300  # that an axis can show; a record may hold any number
 
 
 @dataclass(frozen=True)
@@ -49,18 +50,19 @@ class Axis:
 
 def round_step(rough: float) -> float:
     """The least of 1, 2, 5 times a power of ten that is no less."""
+    rough = max(rough, LEAST)
     power = 10.0 ** math.floor(math.log10(rough))
     return next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
 
 
 def axis(values: Sequence[float], start: float, end: float, *, log: bool = False, from_zero: bool = False) -> Axis:
     """An axis that holds the values with a margin; logarithmic only where all of them are positive."""
-    low, high = min(values), max(values)
+    low, high = (min(max(value, -MOST), MOST) for value in (min(values), max(values)))
     if log and low > 0:
-        margin = max((high / low) ** 0.06, 1.1)
-        return Axis(low / margin, high * margin, start, end, log=True)
+        margin = max(10 ** (0.06 * (math.log10(high) - math.log10(low))), 1.1)
+        return Axis(max(low / margin, LEAST), min(high * margin, MOST), start, end, log=True)
     if from_zero:
-        return Axis(0.0, high or 1.0, start, end)
+        return Axis(0.0, high if high > LEAST else 1.0, start, end)
     margin = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
     return Axis(low - margin, high + margin, start, end)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from sigexp.metrics import higher_is_better
@@ -69,10 +70,11 @@ def set_table(
 ) -> Table:
     """Predictors by metrics, the best value of each metric in bold, the learned model in green, a note below."""
     rows = {name: values for name, values in rows.items() if any(metric in values for metric in metrics)}
-    table = Table(title=title, title_justify="left", title_style="bold", caption=note, caption_justify="left")
+    said = escape(note) if note else None
+    table = Table(title=escape(title), title_justify="left", title_style="bold", caption=said, caption_justify="left")
     table.add_column("predictor", no_wrap=True)
     for metric in metrics:
-        table.add_column(metric.rpartition("/")[2], justify="right", no_wrap=True)
+        table.add_column(escape(metric.rpartition("/")[2]), justify="right", no_wrap=True)
     best = {metric: best_value(rows, metric) for metric in metrics}
     for name in ranked(rows, metrics[0]):
         cells = []
@@ -80,7 +82,7 @@ def set_table(
             value = rows[name].get(metric)
             text = number(value, metric)
             cells.append(f"[bold]{text}[/bold]" if value is not None and value == best[metric] else text)
-        table.add_row(name, *cells, style="green" if name.endswith("(learned)") else None)
+        table.add_row(escape(name), *cells, style="green" if name.endswith("(learned)") else None)
     return table
 
 
@@ -106,8 +108,8 @@ def class_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
     table.add_column("class", no_wrap=True)
     names = list(dict.fromkeys(name for found in rows.values() for name in found))
     for name in names:
-        table.add_column(f"P({name})", justify="right", no_wrap=True)
+        table.add_column(escape(f"P({name})"), justify="right", no_wrap=True)
     for file, found in rows.items():
         likely = max(found, key=found.__getitem__)
-        table.add_row(file, likely, *(f"{100 * found.get(name, 0):.4g} %" for name in names))
+        table.add_row(escape(file), escape(likely), *(f"{100 * found.get(name, 0):.4g} %" for name in names))
     return table

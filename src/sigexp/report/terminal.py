@@ -25,6 +25,7 @@ from sigexp.report.tables import number, result_tables
 from sigexp.report.verdicts import claim_numbers
 from sigexp.report.wording import EQUAL, LEAST_DB, counted, phases
 from sigexp.search.records import MemberRecord, RoundRecord
+from sigexp.track.record import finite, mapping, printable
 
 log = logging.getLogger("sigexp")
 REFRESH_S = 0.25  # of the live table, at least
@@ -81,7 +82,8 @@ class Terminal:
     def __enter__(self) -> "Terminal":
         taken_up = f"goes on after {samples(self.before)} of" if self.before else "budget"
         if not CAPTION.get():
-            self.console.print(f"{self.title}, {taken_up} {samples(self.budget)} member-samples", soft_wrap=True)
+            said = f"{self.title}, {taken_up} {samples(self.budget)} member-samples"
+            self.console.print(said, soft_wrap=True, markup=False)
         if self.live:
             self.live.start()
         self.began = time.perf_counter()
@@ -260,7 +262,7 @@ def show_result(result: Mapping, folder: str) -> None:
     hparams = ", ".join(f"{name} {value:.3g}" for name, value in best["hyperparameters"].items())
     rest = phases(result.get("phases", {}))
     console.print(
-        f"{result['model']['name']}: {result['parameters']:,} parameters; {samples(budget)} member-samples in "
+        f"{escape(result['model']['name'])}: {result['parameters']:,} parameters; {samples(budget)} member-samples in "
         f"{result['train_seconds']:.0f} s training, {result['seconds']:.0f} s in all"
         f"{rest and f' ({rest})'}; {samples(result['member_samples_per_second'])}/s"
         + (f"; the lecture's budget is {samples(lecture)}" if lecture else ""),
@@ -274,28 +276,30 @@ def show_result(result: Mapping, folder: str) -> None:
         )
     console.print(f"best member: {hparams}; stopped: {result['stopped']}", soft_wrap=True)
     if source := result["dataset"]["source"]:
-        console.print("data: " + "; ".join(f"{key}: {value}" for key, value in source.items()), soft_wrap=True)
+        said = "; ".join(f"{key}: {value}" for key, value in source.items())
+        console.print(f"data: {printable(said)}", soft_wrap=True, markup=False)
     for claim in result["claims"]:
         word = {True: "[green]holds[/green]", False: "[red]does not hold[/red]", None: "measured"}[claim["holds"]]
         console.print(f"claim {word}: {escape(claim['text'])} ({escape(claim_numbers(claim))})", soft_wrap=True)
-    console.print(f"[bold]run[/bold] {folder} (report.html shows it)", soft_wrap=True)
+    console.print(f"[bold]run[/bold] {escape(folder)} (report.html shows it)", soft_wrap=True)
 
 
 def show_replay(recorded: Mapping, replayed: Mapping) -> None:
     """What the line came to in its search, and alone."""
     metric = next(iter(replayed["best"]["test"]))
     values = [
-        [number(found["best"][part].get(metric), metric) for part in ("valid", "test")]
+        [number(finite(mapping(found["best"].get(part)).get(metric)), metric) for part in ("valid", "test")]
         for found in (recorded, replayed)
     ]
     (valid, test), (valid_alone, test_alone) = values
-    before, after = (found["best"]["valid"].get("loss") for found in (recorded, replayed))
+    before, after = (finite(mapping(found["best"].get("valid")).get("loss")) for found in (recorded, replayed))
     off = after / before - 1 if before and after else 0.0
     side = "above" if off > 0 else "below"
     deviation = f"validation loss {100 * abs(off):.2g} % {side} the search's"
     deviation = "the same up to rounding" if abs(off) < EXACT else deviation
+    seen = samples(finite(recorded.get("samples")) or 0)
     Console(highlight=False).print(
-        f"replayed {samples(replayed['samples'])} of the search's {samples(recorded['samples'])} member-samples: "
+        f"replayed {samples(replayed['samples'])} of the search's {seen} member-samples: "
         f"valid {metric} {valid_alone} ({valid} in the search), test {test_alone} ({test}); {deviation}",
         soft_wrap=True,
     )

@@ -8,7 +8,7 @@ from sigexp.report import plot
 from sigexp.report.markup import Html, decoded, element, join, picture
 from sigexp.report.tables import number
 from sigexp.report.verdicts import claim_numbers as spelled_claim
-from sigexp.track import record
+from sigexp.track import documents, record
 
 OWN = {
     "kernels": "the first layer's kernels, zero in white",
@@ -37,11 +37,11 @@ def pictures(shown: Pictures, folder: Path, cases: Mapping[str, Any]) -> Html:
     """The run's own pictures, drawn on white."""
     found = []
     for name, text in OWN.items():
-        path = folder / f"{name}.png"
-        if path.is_file() and not path.is_symlink():
+        data = documents.png(folder / f"{name}.png")
+        if data:
             if name == "examples" and cases.get("kind") == "class":
                 text = "test examples: what they are, and what the model said"
-            image = shown.show(path.read_bytes(), text, class_="paper")
+            image = shown.show(data, text, class_="paper")
             found.append(element("figure", image, element("figcaption", text)))
     heading = "Kernels, responses, examples"
     return element("section", element("h2", heading), *found) if found else Html()

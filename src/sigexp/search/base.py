@@ -7,6 +7,7 @@ every search, and a search can be resumed from its random generator and its cand
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -64,9 +65,25 @@ class Start:
         return {**hparams, "lr": lr, "batch_size": int(np.clip(round(hparams["batch_size"]), *self.batch_range))}
 
 
+def latin(count: int, fields: int, rng: np.random.Generator) -> np.ndarray:
+    """Points of the unit cube, [count, fields]: in each field one in every `count`-th part of 0..1, drawn within."""
+    return np.stack([(rng.permutation(count) + rng.random(count)) / count for _ in range(fields)], 1)
+
+
+def divided(total: int, most: int, least: int = 1) -> list[int]:
+    """A number as a sum of nearly equal whole ones of at most `most`, at least `least` of them where that can be."""
+    count = max(1, min(total, max(least, -(-total // most))))
+    return [total // count + (i < total % count) for i in range(count)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Search(ABC):
-    """A search, as the fields of `conf/search/*.yaml`; `sigexp.config.Search` gives their meaning and defaults."""
+    """A search, as the fields of `conf/search/*.yaml`; `sigexp.config.Search` gives their meaning and defaults.
+
+    unused: those that it has no use for, so that setting one of them is no mistake that goes unseen.
+    """
+
+    unused: ClassVar[tuple[str, ...]] = ()
 
     members: int
     survivors: int
@@ -98,6 +115,35 @@ class Search(ABC):
     def learning_rates(self, lr: float) -> np.ndarray:
         """Initial learning rates, `lr_decades` to both sides of the trainer's: [members]."""
         return lr * 10 ** np.linspace(-self.lr_decades, self.lr_decades, self.members)
+
+    def spread(self, start: Start) -> list[HParams]:
+        """The members' initial hyperparameters: the trainer's, with learning rates to both sides of its own."""
+        rates = self.learning_rates(start.hparams["lr"]) if self.members > 1 else [start.hparams["lr"]]
+        return [start.clip({**start.hparams, "lr": float(lr)}) for lr in rates]
+
+    def drawn(self, start: Start, shares: np.ndarray) -> HParams:
+        """Learning rate within `lr_decades` of the trainer's and batch size within a factor of 2 of it, at two shares
+        0..1 of these ranges' logarithms."""
+        lr = start.hparams["lr"] * 10 ** float(self.lr_decades * (2 * shares[0] - 1))
+        batch_size = start.hparams["batch_size"] * 2 ** float(2 * shares[1] - 1)
+        return start.clip({**start.hparams, "lr": lr, "batch_size": batch_size})
+
+    def mutate(self, hparams: HParams, start: Start, rng: np.random.Generator) -> HParams:
+        """Learning rate and batch size times U(0.8, 1.25), inside their ranges."""
+        lr, batch_size = (hparams[name] * rng.uniform(0.8, 1.25) for name in ("lr", "batch_size"))
+        return start.clip({**hparams, "lr": lr, "batch_size": batch_size})
+
+    def ranked(self, candidates: Sequence[Candidate], rng: np.random.Generator) -> list[int]:
+        """The candidates that are healthy, as indices, the best first; ties in their order."""
+        noise = 1 + self.selection_noise * rng.standard_normal(len(candidates))
+        scores = np.array([c.score for c in candidates]) * noise
+        order = np.argsort(np.where(np.isfinite(scores), scores, np.inf), kind="stable")
+        return [int(i) for i in order if np.isfinite(scores[i])]
+
+    def healthy(self, candidates: Sequence[Candidate], rng: np.random.Generator, past: Past) -> list[int]:
+        """`ranked` of the last round's members; where all of them diverged, of those that were kept."""
+        order = self.ranked(candidates, rng)
+        return [i for i in order if i < len(past[-1])] or order
 
     @abstractmethod
     def first(self, start: Start, rng: np.random.Generator) -> Round:

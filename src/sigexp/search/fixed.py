@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from sigexp.search.base import Candidate, HParams, Past, Round, Search, Start
 @dataclass(frozen=True, kw_only=True)
 class Fixed(Search):
     """Every member has the trainer's hyperparameters; several members differ in their initial weights."""
+
+    unused: ClassVar[tuple[str, ...]] = ("survivors", "initial_samples", "selection_noise", "lr_decades")
 
     def first(self, start: Start, rng: np.random.Generator) -> Round:
         return Round([None] * self.members, self.choose(start, rng), self.round_samples)
@@ -26,10 +29,7 @@ class Fixed(Search):
 class Random(Fixed):
     """Learning rates log-uniform within `lr_decades` of the trainer's, batch sizes within a factor of 2 of it."""
 
-    def choose(self, start: Start, rng: np.random.Generator) -> list[HParams]:
-        def one() -> HParams:
-            lr = start.hparams["lr"] * 10 ** rng.uniform(-self.lr_decades, self.lr_decades)
-            batch_size = start.hparams["batch_size"] * 2 ** rng.uniform(-1, 1)
-            return start.clip({**start.hparams, "lr": lr, "batch_size": batch_size})
+    unused: ClassVar[tuple[str, ...]] = ("survivors", "initial_samples", "selection_noise")
 
-        return [one() for _ in range(self.members)]
+    def choose(self, start: Start, rng: np.random.Generator) -> list[HParams]:
+        return [self.drawn(start, rng.random(2)) for _ in range(self.members)]

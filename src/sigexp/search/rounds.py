@@ -181,6 +181,8 @@ class SearchLoop:
     def _finish(self, members: list[MemberRecord], after: Snapshot) -> None:
         """Take the round's members into the pool, tell, and begin the next round, if there is one."""
         now, round_ = self.now, self.now.round
+        if sick := [m.id for m in members if m.diverged]:
+            log.warning("round %d: diverged, and rank last: members %s", now.number + 1, ", ".join(map(str, sick)))
         # A batch is cut to a short round's samples, but inherited as it was proposed.
         pairs = zip(members, round_.hparams, strict=True)
         trained = [Candidate(m.id, hparams, self._score_of(m), m.parent) for m, hparams in pairs]
@@ -231,7 +233,7 @@ class SearchLoop:
         if following is None:
             return "search ended"
         following = self._within_budget(following, now.total)
-        return following if following.samples >= 1 else "budget"
+        return following if following.samples >= min(2, self.search.batch_min) else "budget"
 
     def _score(self) -> list[MemberRecord]:
         records = []

@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from sigexp import clock
+from sigexp import clock, machine
+from sigexp.track import documents
 from sigexp.track import folder as folders
 
 KEPT = 2
@@ -99,11 +100,9 @@ class Checkpoints:
 
     def _read(self, path: Path) -> Checkpoint:
         try:
-            if path.stat().st_size > MOST_JSON_BYTES:
-                raise Damaged("it is too long")
-            body = unsealed(path.read_bytes())
-            content = path.with_suffix(".safetensors").read_bytes()
-            files = {str(name): int(size) for name, size in body.pop("files").items()}
+            body = unsealed(documents.content(path, MOST_JSON_BYTES))
+            content = documents.content(path.with_suffix(".safetensors"), machine.free_memory_bytes("cpu") // 3)
+            files = {str(name): max(0, int(size)) for name, size in body.pop("files").items()}
             digest = hashlib.sha256(content).hexdigest()
             if len(content) != body.pop("bytes") or digest != body.pop("tensors_sha256"):
                 raise Damaged(f"{path.stem}.safetensors is not what was written")
@@ -111,8 +110,8 @@ class Checkpoints:
             if (rounds.stat().st_size if rounds.is_file() else 0) < files.get(ROUNDS, 0):
                 raise Damaged(f"{ROUNDS} is shorter than it was")
             return Checkpoint(load(content), body, files)
-        except (OSError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
-            raise Damaged(" ".join(str(error).split())[:120]) from error
+        except (OSError, *documents.ODD, SafetensorError) as error:
+            raise Damaged(documents.reason(error)) from error
 
     def clean(self, files: Mapping[str, int]) -> None:
         """Cut the record to what belongs to a checkpoint, and remove what a killed process left half written."""

@@ -1,8 +1,10 @@
 """Runs by what a user names: a run's folder, a folder of runs, the folder of a sweep, a glob of any of them."""
 
 import glob
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from sigexp.track import sweep
@@ -10,6 +12,8 @@ from sigexp.track.record import Record, Unreadable, is_run, load_yaml, mapping, 
 
 SWEEP = "multirun.yaml"  # what Hydra leaves in a sweep's folder; its runs lie with all others
 UNFINISHED = "no result.json; run.log says how far it came"
+MOST_JOBS = 10_000  # of a sweep
+MOST_CHARACTERS = 5000  # of one of its overrides
 STAMP = len("2026-01-01_00-00-00")
 
 
@@ -124,9 +128,12 @@ def swept(folder: Path) -> list[Path]:
 
     words = mapping(mapping(mapping(load_yaml(folder, SWEEP)).get("hydra")).get("overrides")).get("task")
     try:
-        parsed = OverridesParser.create().parse_overrides([str(word) for word in words or []])
+        parsed = OverridesParser.create().parse_overrides([str(word)[:MOST_CHARACTERS] for word in words or []])
+        counts = [len(list(islice(one.sweep_iterator(), MOST_JOBS + 1))) for one in parsed if one.is_sweep_override()]
+        if math.prod(counts) > MOST_JOBS:
+            raise ValueError(f"more than {MOST_JOBS:,} jobs")
         jobs = [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
-    except (HydraException, TypeError, ValueError) as error:
+    except (HydraException, TypeError, ValueError, RecursionError) as error:
         raise Unreadable(f"{folder}: {SWEEP} cannot be read ({' '.join(str(error).split())[:120]})") from error
     later = [run for run in below(folder.parent.parent) if run.name[:STAMP] >= folder.name[:STAMP]]
     waiting = {run: overrides(run) for run in sorted(later, key=lambda run: run.name)}

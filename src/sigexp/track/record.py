@@ -11,23 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from sigexp.track.documents import (
+    MOST_ROUNDS_BYTES,
+    MOST_YAML_BYTES,
+    Unreadable,
+    load_json,
+    load_yaml,
+    printable,
+    reason,
+    text,
+)
 
-MOST_YAML_BYTES = 100_000  # YAML takes far more time than it takes bytes
+__all__ = ["MOST_YAML_BYTES", "Unreadable", "load_yaml", "printable"]  # for those that read a record
 MARKS = ("result.json", "rounds.jsonl", "composed.yaml")  # one of these makes a folder a run's
-
-
-class PlainLoader(yaml.SafeLoader):
-    """YAML without aliases: our files have none, and with them a small file can stand for a tree without end."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it has aliases, which no file of sigexp's has")
-        return super().compose_node(parent, index)
-
-
-class Unreadable(ValueError):
-    """A folder that is no finished run; the message is one line that begins with the folder."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +90,6 @@ def numbers(values: Any) -> dict[str, float | None]:
     return {name: finite(value) for name, value in found.items() if value is None or finite(value) is not None}
 
 
-def printable(text: str) -> str:
-    """The text on one line, without what would steer a terminal."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
 def is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in MARKS)
 
@@ -111,7 +102,7 @@ def read(folder: Path) -> Record:
         raise Unreadable(f"{folder}: not the folder of a run (no result.json)")
     if not (folder / "result.json").is_file():
         raise Unreadable(f"{folder}: not finished (no result.json; run.log says how far it came)")
-    result = _checked(folder, _json(folder, "result.json"))
+    result = _checked(folder, load_json(folder / "result.json"))
     return Record(folder, result, mapping(load_yaml(folder, "config.yaml")), overrides(folder))
 
 
@@ -123,21 +114,26 @@ def overrides(folder: Path) -> list[str]:
 
 def members(folder: Path) -> list[Member]:
     """The record of a run's members; lines that are damaged, as the last one of an interrupted run may be, are left
-    out."""
+    out. Raises `Unreadable` where it is a link, or longer than a search can make it."""
     path = folder / "rounds.jsonl"
-    return list(_members(path)) if path.is_file() else []
+    try:
+        return list(_members(text(path, MOST_ROUNDS_BYTES, errors="replace")))
+    except FileNotFoundError:
+        return []
+    except (ValueError, OSError) as error:
+        raise Unreadable(f"{folder}: {path.name} cannot be read ({reason(error)})") from error
 
 
 def cases(folder: Path) -> dict[str, Any]:
     """What cases.json holds; {} where there is none or it is damaged."""
     try:
-        return mapping(_json(folder, "cases.json"))
+        return mapping(load_json(folder / "cases.json"))
     except Unreadable:
         return {}
 
 
-def _members(path: Path) -> Iterator[Member]:
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+def _members(record: str) -> Iterator[Member]:
+    for line in record.split("\n"):
         try:
             found = mapping(json.loads(line))
         except (ValueError, RecursionError):
@@ -175,28 +171,3 @@ def _checked(folder: Path, found: Any) -> dict[str, Any]:
     if lacking:
         raise Unreadable(f"{folder}: result.json is damaged or none of sigexp's (no {', '.join(lacking)})")
     return result
-
-
-def _json(folder: Path, name: str) -> Any:
-    try:
-        return json.loads((folder / name).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
-        raise Unreadable(f"{folder}: {name} cannot be read ({_reason(error)})") from error
-
-
-def load_yaml(folder: Path, name: str) -> Any:
-    """A YAML file of plain values, not longer than ours are; None where it is missing. Raises `Unreadable`."""
-    path = folder / name
-    if not path.is_file():
-        return None
-    try:
-        if (size := path.stat().st_size) > MOST_YAML_BYTES:
-            raise ValueError(f"{size:,} bytes, more than {MOST_YAML_BYTES:,}")
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=PlainLoader)
-    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
-        raise Unreadable(f"{folder}: {name} cannot be read ({_reason(error)})") from error
-
-
-def _reason(error: Exception) -> str:
-    words = " ".join(str(error).split())
-    return words if len(words) <= 120 else f"{words[:120]}..."
