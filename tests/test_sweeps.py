@@ -19,6 +19,7 @@ import yaml
 import sigexp
 from sigexp import cli, machine, sweeping
 from sigexp.cli import main
+from sigexp.names import Names
 from sigexp.sweep_report import Watch
 from sigexp.track import find, sweep
 from sigexp.track import folder as folders
@@ -74,7 +75,7 @@ def made_runs(workdir):
 
 
 def test_a_second_start_skips_what_is_finished(workdir, stub, capsys):
-    words = [*WORDS, "model=linear,separable", "seed=range(2)"]
+    words = [*WORDS, "hydra/launcher=basic", "model=linear,separable", "seed=range(2)"]
     assert main(words) == 0
     shown = capsys.readouterr()
     assert len(stub.started) == 4
@@ -147,13 +148,13 @@ def test_on_error_stop_begins_no_further_job(workdir, stub, capsys):
 
 def test_an_interrupted_sweep_goes_on_where_it_was(workdir, stub, capsys):
     stub.fate = {1: KeyboardInterrupt()}
-    assert main([*WORDS, "seed=range(3)"]) == 130
+    assert main([*WORDS, "hydra/launcher=basic", "seed=range(3)"]) == 130
     message = capsys.readouterr().err
     assert "1 of 3 jobs finished; the same command again skips them" in message
     assert "Start again with: sigexp -m experiment=gaussian" in message
     assert states(workdir)[-3:] == ["finished", "interrupted", "waiting"]
     stub.fate = {}
-    assert main([*WORDS, "seed=range(3)"]) == 0
+    assert main([*WORDS, "hydra/launcher=basic", "seed=range(3)"]) == 0
     assert "3 jobs, 1 finished before and skipped (sweep.rerun=all runs them anew), 1 interrupted" in (
         capsys.readouterr().err
     )
@@ -228,6 +229,11 @@ def test_a_claim_is_held_by_one(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def planned_job(number, home):
+    words = [f"seed={number}"]
+    return sweeping.Planned(words, {}, Names("e", "d", "m", "s"), Job(number, words, f"s{number}"), words[0], home)
+
+
 class Pool:
     """A launcher of two processes: a job in `deadly` takes the whole pool with it, as in joblib."""
 
@@ -247,7 +253,7 @@ class Pool:
 def test_a_job_whose_process_dies_leaves_the_others(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sweeping.time, "sleep", lambda _: None)
     ledger = Ledger(tmp_path)
-    planned = [sweeping.Planned([f"seed={n}"], Job(n, [f"seed={n}"], f"s{n}"), f"seed={n}", tmp_path) for n in range(8)]
+    planned = [planned_job(n, tmp_path) for n in range(8)]
     ledger.begin([one.job for one in planned])
     pool = Pool(ledger, {"seed=3", "seed=7"})
     watch = Watch(ledger, {one.job.number: one.name for one in planned}, 2)
@@ -259,7 +265,7 @@ def test_a_job_whose_process_dies_leaves_the_others(tmp_path, monkeypatch, capsy
 
 def test_a_launcher_that_cannot_start_anything_says_so(tmp_path):
     ledger = Ledger(tmp_path)
-    planned = [sweeping.Planned(["seed=0"], Job(0, ["seed=0"]), "seed=0", tmp_path)]
+    planned = [planned_job(0, tmp_path)]
     ledger.begin([one.job for one in planned])
 
     def launch(*_, **__):
@@ -275,7 +281,7 @@ def test_a_launcher_that_cannot_start_anything_says_so(tmp_path):
 
 def test_a_launcher_that_does_nothing_ends_the_sweep(tmp_path):
     ledger = Ledger(tmp_path)
-    planned = [sweeping.Planned(["seed=0"], Job(0, ["seed=0"]), "seed=0", tmp_path)]
+    planned = [planned_job(0, tmp_path)]
     ledger.begin([one.job for one in planned])
     lazy = SimpleNamespace(launch=lambda *_, **__: [])
     sweeping.launch(SimpleNamespace(launcher=lazy), ledger, planned, Watch(ledger, {0: "seed=0"}, 1), stop=False)

@@ -19,7 +19,6 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 import sigexp
-from hydra_plugins.sigexp_plugins.launcher import FusedLauncher
 from sigexp import cli, fusing, machine, sweep_report, training
 from sigexp import config as configuration
 from sigexp.config import Sweep
@@ -228,7 +227,7 @@ def launch(sweeper: Any, ledger: Ledger, planned: Sequence[Planned], watch: Watc
     """Hand the jobs that have not ended to Hydra's launcher. One whose process dies leaves the others; where several
     may have died of one, each is launched alone once more."""
     suspects = set[int]()
-    here, fused = (isinstance(sweeper.launcher, kind) for kind in (BasicLauncher, FusedLauncher))
+    here, fused = isinstance(sweeper.launcher, BasicLauncher), fuses(sweeper)
     while left := to_do(ledger, planned, suspects):
         alone = [[one] for one in left]
         batches = grouped(left) if fused else alone if here or suspects else [left]
@@ -251,11 +250,16 @@ def launch(sweeper: Any, ledger: Ledger, planned: Sequence[Planned], watch: Watc
             suspects = set()
 
 
+def fuses(sweeper: Any) -> bool:
+    """Whether the launcher is `FusedLauncher`, whose module Hydra loads anew when it scans for plugins."""
+    return getattr(sweeper.launcher, "fuses", False) is True
+
+
 def attempt(sweeper: Any, ledger: Ledger, batch: Sequence[Planned]) -> Exception | None:
     """Launch jobs and wait for them; the launcher's own failure, if any."""
-    rules = sweeper.config.sweep
     try:
-        if isinstance(sweeper.launcher, FusedLauncher) and len(batch) > 1:
+        if fuses(sweeper) and len(batch) > 1:
+            rules = sweeper.config.sweep
             anew, stop = rules.rerun == "all", rules.on_error == "stop"
             fusing.run([Task(one.config, one.names, one.job.overrides, one.home, anew, stop) for one in batch], ledger)
         else:

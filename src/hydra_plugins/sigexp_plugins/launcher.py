@@ -12,6 +12,8 @@ from hydra.core.config_store import ConfigStore
 class FusedLauncher(BasicLauncher):
     """Jobs that are in no group run one after another."""
 
+    fuses = True
+
 
 @dataclass
 class FusedLauncherConf:
