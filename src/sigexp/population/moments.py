@@ -74,11 +74,11 @@ class Moments:
         self.centre = inputs.new_zeros(self.outputs, self.features)
         enough = 64 + 2 * self.features * self.outputs // targets[0].numel()
         few = max(1, len(inputs) // enough)
-        R, q, _ = self._unpack(self._rows(inputs[::few], targets[::few]).sum(0))
+        R, q, _ = self._unpack(self.rows(inputs[::few], targets[::few]).sum(0))
         # Float64 for the small eigenvalues; on the CPU because not every device has it.
         inverse = torch.linalg.pinv(R.cpu().double(), rtol=RANK_TOLERANCE, hermitian=True)
         self.centre = (q.cpu().double() @ inverse).to(inputs)
-        return self._rows(inputs, targets)
+        return self.rows(inputs, targets)
 
     def losses_and_gradients(
         self, params: Mapping[str, Tensor], table: Tensor, index: Tensor, weights: Tensor
@@ -125,7 +125,8 @@ class Moments:
         D, K = self.outputs, self.features
         return row.index_select(0, self._mirror).view(K, K), row[-1 - D * K : -1].view(D, K), row[-1]
 
-    def _rows(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def rows(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Of these examples, as `compute` gives them, for the centre as it is: [N, values]."""
         n = targets[0].numel()
         size = max(1, CHUNK // (self.values + n + self.features * (n // self.outputs)))
         table = inputs.new_empty(len(inputs), self.values)
