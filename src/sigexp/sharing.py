@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sigexp.population.calibrate import Calibration, Wanted
 from sigexp.population.fused import Call, FusedPopulation, Joint
+from sigexp.population.plan import Plan
 from sigexp.population.population import Population
 from sigexp.problem import Batch, Problem, Split
 
@@ -45,9 +46,10 @@ class Shared:
     def join(self, population: Population) -> FusedPopulation:
         return FusedPopulation(population, population.plan, self.ask)
 
-    def described(self) -> dict[str, Any]:
-        """What a run's result says of those beside it."""
-        return {"jobs": self.runs, "members": self.joint.members}
+    def described(self, plan: Plan) -> dict[str, Any]:
+        """What the result of a run with that plan says of those beside it."""
+        together = self.joint.plans.get(repr(plan), plan)
+        return {"jobs": self.runs, "members": self.joint.members, "plan": str(together)}
 
 
 SHARED: ContextVar[Shared | None] = ContextVar("SHARED", default=None)

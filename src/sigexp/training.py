@@ -198,7 +198,7 @@ def train(
             carried.close()
     population.load_state(outcome.state)
     peak = carried.peak_memory_bytes if isinstance(carried, Shards) else 0
-    fused = shared.described() if shared and isinstance(carried, FusedPopulation) else None
+    fused = shared.described(calibration.plan) if shared and isinstance(carried, FusedPopulation) else None
     return Trained(outcome, population.member(0), feed, calibration, processes, peak, valid, fused)
 
 
