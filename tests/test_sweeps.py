@@ -346,3 +346,9 @@ def test_launchers_that_start_processes(launcher, plugin, kind, said, workdir):
     log = (folder / sweep.read(folder)[0].folder / "run.log").read_text()
     share = max(1, machine.cores() // 2)
     assert f"threads: {share};" in log
+
+
+def test_a_sweep_over_experiments_takes_settings_of_their_datasets(stub):
+    """Hydra composes it without an experiment first."""
+    assert main(["-m", "experiment=iir,spikes", "model=conv1d", "dataset.size=20", "dataset.test_size=4"]) == 0
+    assert len(list(Path("outputs").glob("*/conv1d/*/result.json"))) == 2

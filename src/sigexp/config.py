@@ -123,6 +123,8 @@ SETTINGS = tuple(paths_of(Config))
 def register() -> None:
     node = OmegaConf.structured(Config)
     OmegaConf.set_struct(node.search, False)  # a search's YAML may have fields of its own, which `check` judges
+    # A sweep over experiments is first composed without one; its settings of a dataset and a model have a place then.
+    node.dataset, node.model = (OmegaConf.create({}, flags={"struct": False}) for _ in range(2))
     ConfigStore.instance().store(group="schema", name="config", node=node, provider="sigexp")
 
 
@@ -248,9 +250,9 @@ def _check_names(config: Mapping[str, Any]) -> None:
     for name in Config.__dataclass_fields__:
         if name not in config and name != "sweep":
             raise ConfigError(f"{name}: missing; a setting cannot be taken away, only set")
-    if not isinstance(config["dataset"], Mapping):
+    if not isinstance(config["dataset"], Mapping) or "_target_" not in config["dataset"]:
         raise ConfigError("no dataset: give experiment=NAME or dataset=NAME (`sigexp list` shows them)")
-    if not isinstance(config["model"], Mapping):
+    if not isinstance(config["model"], Mapping) or "_target_" not in config["model"]:
         raise ConfigError("no model: give model=NAME (`sigexp list models` shows them)")
     sections = (
         ("", config, Config),
