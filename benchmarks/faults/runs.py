@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 from sigexp.track.checkpoint import Checkpoints
 
-# Rounds of half a second or more on a machine of 2026. `trainer.processes` changes no result. The plan is measured once,
-# by the undisturbed run, and kept in the cache that all share.
+# Rounds of half a second or more on a machine of 2026. `trainer.processes` changes no result. The plan is measured
+# once, by the undisturbed run, and kept in the cache that all share.
 WORDS = (
     "experiment=iir", "model=lstm", "dataset.size=300", "dataset.test_size=4", "search=automlp", "search.members=4",
     "search.survivors=2", "search.initial_samples=1200", "search.round_samples=1200", "search.max_samples=30000",
