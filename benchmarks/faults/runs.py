@@ -144,9 +144,9 @@ def until(condition: Callable[[], bool], process: subprocess.Popen, seconds: flo
     return False
 
 
-def hit(run: Run, folder: Path, number: int) -> Hit:
-    """Send a signal, wait for the end, and look what is left."""
-    below, had = children(run.process.pid), any((folder / "checkpoints").glob("*.json"))
+def hit(run: Run, folder: Path, number: int, below: Sequence[int]) -> Hit:
+    """Send a signal, wait for the end, and look what is left. below: the processes below the run's."""
+    had = any((folder / "checkpoints").glob("*.json"))
     before = run.log.stat().st_size
     began = time.monotonic()
     run.process.send_signal(number)
@@ -183,13 +183,15 @@ def chain(
             begun = sessions(done.folder)
             run = start(["resume", str(done.folder.relative_to(work))], work, name)
             until(partial(begins, done.folder, begun), run.process, 60, 0.01)
+        below: list[int] = []
         if rng.random() < in_saves:
+            below = children(run.process.pid)  # now, because a save is over sooner than they are found
             until(partial(half_written, done.folder), run.process, 20, 0.0)
         else:
             until(lambda: False, run.process, rng.uniform(0, 2.0), 0.005)
         if run.process.poll() is not None:
             break  # it has ended before
-        done.hits.append(hit(run, done.folder, number))
+        done.hits.append(hit(run, done.folder, number, below or children(run.process.pid)))
     return _ended(done, run, work, name)
 
 
