@@ -183,7 +183,7 @@ def chain(
             begun = sessions(done.folder)
             run = start(["resume", str(done.folder.relative_to(work))], work, name)
             until(partial(begins, done.folder, begun), run.process, 60, 0.01)
-        below: list[int] = []
+        below: list[int] | None = None
         if rng.random() < in_saves:
             below = children(run.process.pid)  # now, because a save is over sooner than they are found
             until(partial(half_written, done.folder), run.process, 20, 0.0)
@@ -191,7 +191,7 @@ def chain(
             until(lambda: False, run.process, rng.uniform(0, 2.0), 0.005)
         if run.process.poll() is not None:
             break  # it has ended before
-        done.hits.append(hit(run, done.folder, number, below or children(run.process.pid)))
+        done.hits.append(hit(run, done.folder, number, children(run.process.pid) if below is None else below))
     return _ended(done, run, work, name)
 
 
