@@ -132,7 +132,7 @@ def test_the_gallery_draws_both_from_finished_runs(tmp_path):
         ("dataset: {_target_: sigexp.datasets.gaussian.gaussian_impulses, _args_: [1]}", "names the key '_args_'"),
         ("dataset: {_target_: sigexp.datasets.gaussian.gaussian_impulses, a: {_target_: os.getcwd}}", "'os.getcwd'"),
         ("other: 1", "not a config"),
-        ("dataset: [", "not a config"),
+        ("dataset: [", "cannot be read"),
     ],
 )
 def test_a_folder_may_not_name_what_is_not_on_offer(text, part, tmp_path: Path):

@@ -137,7 +137,6 @@ def raced(make, cache=None, **wanted):
 def test_a_race_chooses_what_it_measured_to_be_quickest(monkeypatch):
     make = lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 1, 1))  # noqa: E731
     found = raced(make)
-    assert len(found.rates) >= 3
     assert str(found.plan) in found.rates
     monkeypatch.setattr(calibration.Race, "_time", lambda self, plan, rows, length: 5.0 + (plan == Plan()))
     assert raced(make).plan == Plan()

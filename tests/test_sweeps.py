@@ -102,6 +102,15 @@ def test_a_second_start_skips_what_is_finished(workdir, stub, capsys):
     assert stub.started[4:] == [1, 7]
 
 
+def test_jobs_know_their_own_sweep_where_its_folder_was_taken(workdir, stub):
+    same = "hydra.sweep.dir='outputs/sweeps/it is \\'one\\''"
+    for _ in range(2):
+        assert main([*WORDS, "seed=1,7", "sweep.rerun=all", same]) == 0
+    assert stub.started == [1, 7, 1, 7]
+    assert {path.name for path in (workdir / "outputs" / "sweeps").iterdir()} == {"it is 'one'", "it is 'one'-2"}
+    assert states(workdir) == ["finished", "finished"]
+
+
 def test_the_sweeps_folder_stands_for_exactly_its_runs(workdir, stub, capsys):
     assert main([*WORDS, "seed=5,6"]) == 0
     assert main([*WORDS, "model=glob(*able)", "seed=5,6"]) == 0

@@ -81,7 +81,7 @@ def full_at(work: Path, library: Path, number: int, known: dict, resume: bool) -
     """What went wrong, if anything, and whether the run was resumed to the same result."""
     name = f"full{number}"
     outputs = work / name
-    extra = {"LD_PRELOAD": str(library), "FULL_BELOW": str(outputs), "FULL_AT": str(number)}
+    extra = {"LD_PRELOAD": str(library), "FULL_BELOW": f"{outputs}/", "FULL_AT": str(number)}
     run = runs.start([*WORDS, f"outputs={outputs}"], work, name, extra)
     code, said = run.process.wait(), run.log.read_text(errors="replace")
     problem = judged(code, said, outputs)

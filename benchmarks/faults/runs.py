@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 
 from sigexp.track.checkpoint import Checkpoints
 
-# Rounds of half a second or more on a machine of 2026. `trainer.processes` changes no result.
+# Rounds of half a second or more on a machine of 2026. `trainer.processes` changes no result. The plan is measured
+# once, by the undisturbed run, and kept in the cache that all share.
 WORDS = (
-    "experiment=iir", "model=lstm", "dataset.size=300", "dataset.test_size=4", "trainer.execution=together",
-    "search=automlp", "search.members=4", "search.survivors=2", "search.initial_samples=1200",
-    "search.round_samples=1200", "search.max_samples=30000", "search.valid_samples=20", "search.patience=null",
-    "trainer.batch_size=25", "trainer.threads=1",
+    "experiment=iir", "model=lstm", "dataset.size=300", "dataset.test_size=4", "search=automlp", "search.members=4",
+    "search.survivors=2", "search.initial_samples=1200", "search.round_samples=1200", "search.max_samples=30000",
+    "search.valid_samples=20", "search.patience=null", "trainer.batch_size=25", "trainer.threads=1",
 )  # fmt: skip
 ENDED = 60.0  # seconds after which a run that should have ended is a failure
 
@@ -144,9 +144,9 @@ def until(condition: Callable[[], bool], process: subprocess.Popen, seconds: flo
     return False
 
 
-def hit(run: Run, folder: Path, number: int) -> Hit:
-    """Send a signal, wait for the end, and look what is left."""
-    below, had = children(run.process.pid), any((folder / "checkpoints").glob("*.json"))
+def hit(run: Run, folder: Path, number: int, below: Sequence[int]) -> Hit:
+    """Send a signal, wait for the end, and look what is left. below: the processes below the run's."""
+    had = any((folder / "checkpoints").glob("*.json"))
     before = run.log.stat().st_size
     began = time.monotonic()
     run.process.send_signal(number)
@@ -183,13 +183,15 @@ def chain(
             begun = sessions(done.folder)
             run = start(["resume", str(done.folder.relative_to(work))], work, name)
             until(partial(begins, done.folder, begun), run.process, 60, 0.01)
+        below: list[int] | None = None
         if rng.random() < in_saves:
+            below = children(run.process.pid)  # now, because a save is over sooner than they are found
             until(partial(half_written, done.folder), run.process, 20, 0.0)
         else:
             until(lambda: False, run.process, rng.uniform(0, 2.0), 0.005)
         if run.process.poll() is not None:
             break  # it has ended before
-        done.hits.append(hit(run, done.folder, number))
+        done.hits.append(hit(run, done.folder, number, children(run.process.pid) if below is None else below))
     return _ended(done, run, work, name)
 
 

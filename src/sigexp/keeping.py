@@ -27,7 +27,7 @@ log = logging.getLogger("sigexp")
 class Keeper:
     """The checkpoints of one run.
 
-    signature: of the run. resumed: what it goes on from, None at a beginning. seconds: that it took before.
+    signature: of the run. resumed: what it goes on from, None at a beginning.
     """
 
     checkpoints: Checkpoints

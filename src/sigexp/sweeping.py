@@ -166,8 +166,11 @@ def create(config: DictConfig) -> Path:
             continue
     else:
         raise FileExistsError(f"{named}: {STAMP_TRIES} folders of that name; choose another hydra.sweep.dir")
+    quoted = str(folder).replace("'", "\\'")
     with read_write(config), open_dict(config):
         config.hydra.sweep.dir = str(folder)
+        # every job's config is composed anew, from these alone
+        config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
     OmegaConf.save(config, folder / find.SWEEP)
     return folder
 

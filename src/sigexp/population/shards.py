@@ -38,7 +38,7 @@ class Shards:
             self.load_state(whole.view())
             whole.load_state(take(whole.view(), torch.tensor([0])))  # the parts have the members now
         except BaseException:
-            self.close()
+            self.close(at_once=True)
             raise
 
     def _start(self) -> None:
