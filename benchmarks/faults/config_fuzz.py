@@ -104,6 +104,16 @@ def fields_of(node: dict[str, Any], prefix: str) -> list[str]:
     return [f"{prefix}.{name}" for name in node if not name.startswith("_")]
 
 
+def key_of(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]
+
+
+def overlap(word: str, other: str) -> bool:
+    """Whether one of two settings may take the other's place."""
+    one, two = key_of(word) + ".", key_of(other) + "."
+    return one.startswith(two) or two.startswith(one)
+
+
 @st.composite
 def configs(draw: st.DrawFn, pairs: Sequence[tuple[str, str]], fields: dict[tuple[str, str], list[str]]) -> Any:
     """Words of a command, and what is to come of them: 'runs', 'refused' or 'either'."""
@@ -116,8 +126,9 @@ def configs(draw: st.DrawFn, pairs: Sequence[tuple[str, str]], fields: dict[tupl
         )
         given_ = draw(st.lists(st.one_of(field, field, st.sampled_from(VALID)), min_size=1, max_size=3))
     else:
-        given_ = draw(st.lists(st.sampled_from(VALID), min_size=kind == "valid", max_size=3))
-        given_ += [draw(st.sampled_from(WRONG))] if kind == "wrong" else []
+        wrong = [draw(st.sampled_from(WRONG))] if kind == "wrong" else []
+        beside = [word for word in VALID if not any(overlap(word, other) for other in wrong)]
+        given_ = draw(st.lists(st.sampled_from(beside), min_size=kind == "valid", max_size=3)) + wrong
     return kind, [*words, *draw(st.permutations(given_))], given_
 
 
@@ -125,7 +136,7 @@ def judged(kind: str, outcome: Outcome, given_: Sequence[str]) -> bool:
     """Whether a command ended as it may: a learning rate that explodes is no wrong setting, and exit code 3."""
     learned = outcome.ran() or (outcome.code == 3 and "Traceback" not in outcome.err)
     # Two valid settings may contradict each other, but the message then names one of them.
-    names = [word.lstrip("+~").partition("=")[0].removesuffix("._target_") for word in given_]
+    names = [key_of(word).removesuffix("._target_") for word in given_]
     named = any(name.rpartition(".")[2] in outcome.err for name in names if name)
     refused = outcome.refused() and (named or any(word in outcome.err for word in given_) or "model=" in outcome.err)
     return {"valid": learned or refused, "wrong": refused, "either": learned or refused}[kind]

@@ -1,7 +1,7 @@
 """Kills without warning: at random instants, and inside the writing of a checkpoint."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,12 +23,17 @@ def killed(work: Path, processes: int, count: int, each: int) -> list[Row]:
     words = [*runs.WORDS, f"trainer.processes={processes}"]
     known = runs.fingerprint(runs.whole(words, work, "whole"))
     numbers = [int(signal.SIGKILL)] * each
-    jobs: list[Callable[[], runs.Chain]] = [
-        partial(runs.chain, words, work, f"run{i}", numbers, seed=i, in_saves=0.65) for i in range(-(-count // each))
-    ]
+
+    def job(i: int) -> Callable[[], runs.Chain]:
+        return partial(runs.chain, words, work, f"run{i}", numbers, seed=i, in_saves=0.65)
+
+    def missing(found: Sequence[runs.Chain]) -> int:
+        return max(0, -(-(count - sum(len(one.hits) for one in found)) // each))
+
     hits, equal, ended, told = 0, 0, 0, ""
     inside = unreadable = orphans = 0
-    for done in runs.side_by_side(jobs, f"kills, {processes} process(es)"):
+    chains = runs.until_enough(job, missing, f"kills, {processes} process(es)")
+    for done in chains:
         hits += len(done.hits)
         inside += sum(one.saving for one in done.hits)
         unreadable += sum(one.damaged for one in done.hits)
@@ -38,7 +43,7 @@ def killed(work: Path, processes: int, count: int, each: int) -> list[Row]:
         ended += len(done.hits) if same else 0
         equal += same
     where = f"{processes} process" + "es" * (processes > 1)
-    note = f"{equal} of {len(jobs)} runs equal to the undisturbed one; {inside} kills inside a save {told}"
+    note = f"{equal} of {len(chains)} runs equal to the undisturbed one; {inside} kills inside a save {told}"
     return [
         Row(f"SIGKILL, {where}: resumed to the same weights, states and records", hits, ended, note),
         Row(f"SIGKILL, {where}: a whole checkpoint was left", hits, hits - unreadable, ""),

@@ -186,7 +186,7 @@ def chain(
         below: list[int] | None = None
         if rng.random() < in_saves:
             below = children(run.process.pid)  # now, because a save is over sooner than they are found
-            until(partial(half_written, done.folder), run.process, 20, 0.0)
+            until(partial(half_written, done.folder), run.process, 20, 0.0003)
         else:
             until(lambda: False, run.process, rng.uniform(0, 2.0), 0.005)
         if run.process.poll() is not None:
@@ -216,6 +216,19 @@ def side_by_side(jobs: Sequence[Callable[[], Any]], tell: str) -> Iterator[Any]:
             if sys.stderr.isatty() or i % 10 == 9:
                 print(f"{tell}: {i + 1} of {len(jobs)}", file=sys.stderr)
             yield found
+
+
+def until_enough(
+    job: Callable[[int], Callable[[], Chain]], missing: Callable[[Sequence[Chain]], int], tell: str
+) -> list[Chain]:
+    """Runs until none is `missing`, which says how many more to begin: a run may end before it got all its hits."""
+    found: list[Chain] = []
+    while more := missing(found):
+        new = list(side_by_side([job(i) for i in range(len(found), len(found) + more)], tell))
+        found += new
+        if not any(one.hits for one in new):
+            break
+    return found
 
 
 def folder_for_work() -> tempfile.TemporaryDirectory:

@@ -4,7 +4,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -27,13 +27,19 @@ def rows(short: bool) -> list[Row]:
 
 def asked(work: Path, words: list[str], known: dict, count: int) -> list[Row]:
     numbers = list(CODES) * (1 if count < 2 else 2)
-    jobs: list[Callable[[], runs.Chain]] = [
-        partial(runs.chain, words, work, f"run{i}", random.Random(i).sample(numbers, len(numbers)), seed=100 + i)
-        for i in range(-(-count // (len(numbers) // len(CODES))))
-    ]
+    each = len(numbers) // len(CODES)
+
+    def job(i: int) -> Callable[[], runs.Chain]:
+        return partial(runs.chain, words, work, f"run{i}", random.Random(i).sample(numbers, len(numbers)), seed=100 + i)
+
+    def missing(found: Sequence[runs.Chain]) -> int:
+        got = [one.number for chain in found for one in chain.hits]
+        return max(0, -(-(count - min(got.count(number) for number in CODES)) // each))
+
+    chains = runs.until_enough(job, missing, "signals")
     hits: list[runs.Hit] = []
     exact, equal, told = 0, 0, ""
-    for done in runs.side_by_side(jobs, "signals"):
+    for done in chains:
         hits += done.hits
         same = not done.problem and runs.fingerprint(done.folder) == known
         equal, exact, told = equal + same, exact + len(done.hits) * same, told or done.problem
@@ -50,7 +56,7 @@ def asked(work: Path, words: list[str], known: dict, count: int) -> list[Row]:
         what = f"{number.name}: exit {code} within {LIMIT_S:.0f} s, says how to go on, no orphan"
         bad = next((f"; exit {one.code}: {one.said[-200:]}" for one in mine if one not in good), "")
         found.append(Row(what, len(mine), len(good), f"slowest {slowest:.1f} s{bad}"))
-    note = f"{equal} of {len(jobs)} runs {told}"
+    note = f"{equal} of {len(chains)} runs {told}"
     return [*found, Row("signals: resumed to the same weights, states and records", len(hits), exact, note)]
 
 

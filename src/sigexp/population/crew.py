@@ -106,6 +106,7 @@ class Worker:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
             self.process.kill()
+            self.process.wait()
         return peak if isinstance(peak, int) else 0
 
 
