@@ -5,6 +5,7 @@ that are known to be wrong, and ones that may be either. What may be either has 
 error, a traceback, a folder left behind and no answer in a minute are failures.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -164,6 +165,8 @@ def rows(short: bool) -> list[Row]:
         if not passed:
             show(words[len(TINY) :], outcome)
         count[kind] = [a + b for a, b in zip(count[kind], (1, passed, outcome.code == 0), strict=True)]
+        if (done := sum(cases for cases, _, _ in count.values())) % 100 == 0:
+            print(f"config_fuzz: {done:,} of {CASES:,}", file=sys.stderr)
 
     machine.reset_peak_memory()
     with bounded():
