@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ from sigexp.problem import Problem
 
 matplotlib.rcParams.update({"font.size": 8, "axes.titlesize": 8})
 DPI = 100
+LABEL = 0.045  # height of a level's name, as a share of the axes
 UNEQUAL = 4.0  # times the usual kernel: beside a larger one the others would be pale
 PIXELS: Mapping[str, Any] = {"interpolation": "nearest"}
 
@@ -135,13 +137,24 @@ def curves(lines: Mapping[str, Sequence[tuple[int, float]]], levels: Mapping[str
     if min(measured, default=0) > 0 and max(positive) > 50 * min(positive):
         axis.set_yscale("log")
         levels = {name: level for name, level in levels.items() if level > 0}
-    for name, level in levels.items():
+    for level in levels.values():
         axis.axhline(level, color="0.5", linewidth=0.8, linestyle="--")
-        axis.annotate(name, (1, level), xycoords=("axes fraction", "data"), xytext=(3, -2), textcoords="offset points")
+    name_levels(axis, levels)
     axis.set_xlabel("member-samples")
     axis.set_ylabel(f"{metric}, validation data")
     axis.legend(frameon=False)
     return png(figure)
+
+
+def name_levels(axis: Axes, levels: Mapping[str, float]) -> None:
+    """Names at the right of the axes, each at its level or, where names would meet, right above the one below."""
+    to_axes = axis.transData + axis.transAxes.inverted()
+    below = -1.0
+    for name, level in sorted(levels.items(), key=lambda item: item[1]):
+        below = max(float(to_axes.transform((0, level))[1]), below + LABEL)
+        axis.annotate(
+            name, (1, below), xycoords="axes fraction", xytext=(3, 0), textcoords="offset points", va="center"
+        )
 
 
 def kernel_weights(model: nn.Module) -> tuple[str, Tensor] | None:
