@@ -148,6 +148,7 @@ def curves(lines: Mapping[str, Sequence[tuple[int, float]]], levels: Mapping[str
 
 def name_levels(axis: Axes, levels: Mapping[str, float]) -> None:
     """Names at the right of the axes, each at its level or, where names would meet, right above the one below."""
+    axis.autoscale_view()  # else the limits are found when it is drawn
     to_axes = axis.transData + axis.transAxes.inverted()
     below = -1.0
     for name, level in sorted(levels.items(), key=lambda item: item[1]):
