@@ -13,6 +13,7 @@ import skimage.io
 import torch
 
 from sigexp.data import images as module
+from sigexp.data.digits import digit_source
 from sigexp.data.images import PHOTOGRAPHS, ImageSource, image_source, read_image
 from sigexp.data.patches import check_patches, check_sizes, downsample, flip, patch_sampler, to_float, whole_images
 from sigexp.datasets.bayer import bayer_mosaic
@@ -155,6 +156,13 @@ def test_grey_alpha_and_palette_become_three_channels(tmp_path):
 def test_missing_folder_says_what_else_there_is(word, hint):
     with pytest.raises(ValueError, match=rf"dataset.images={word}: no such folder.*did you mean {hint}\?"):
         image_source(word)
+
+
+def test_a_name_too_long_for_a_folder_is_none():
+    with pytest.raises(ValueError, match="dataset.images=y+: no such folder"):
+        image_source("y" * 4000)
+    with pytest.raises(ValueError, match="dataset.digits=y+: expected .*IDX files"):
+        digit_source("y" * 4000)
 
 
 def test_empty_name_is_no_folder():

@@ -95,6 +95,5 @@ def command(words: Sequence[str], seconds: float = 60, files: Path | None = None
 def show(words: Sequence[str], outcome: Outcome) -> None:
     """Say on standard error what failed, so that it can be tried by hand."""
     said = " // ".join(outcome.err.strip().splitlines()[-3:])[-600:]
-    print(
-        f"failed ({outcome.code}): {list(words)!a}\n  {said} {list(outcome.left[:3])}", file=sys.__stderr__, flush=True
-    )
+    given = [word if len(word) < 100 else f"{word[:60]}... ({len(word):,} characters)" for word in words]
+    print(f"failed ({outcome.code}): {given!a}\n  {said} {list(outcome.left[:3])}", file=sys.__stderr__, flush=True)

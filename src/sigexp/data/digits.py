@@ -55,7 +55,7 @@ def digit_source(digits: str) -> DigitSource:
     if digits in NAMES:
         return _from_files(fetch(digits), digits)
     folder = Path(os.path.expanduser(digits))
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # `Path.is_dir` raises where a name is too long
         near = difflib.get_close_matches(digits, NAMES, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ValueError(

@@ -121,7 +121,7 @@ def _cifar10() -> ImageSource:
 
 def _folder(name: str) -> ImageSource:
     folder = Path(os.path.expanduser(name))
-    if not name or not folder.is_dir():
+    if not name or not os.path.isdir(folder):  # `Path.is_dir` raises where a name is too long
         close = get_close_matches(name, ["photographs", "cifar10"], n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(
