@@ -159,9 +159,9 @@ def test_missing_folder_says_what_else_there_is(word, hint):
 
 
 def test_a_name_too_long_for_a_folder_is_none():
-    with pytest.raises(ValueError, match="dataset.images=y+: no such folder"):
+    with pytest.raises(ValueError, match=r"dataset.images=y+: no such folder"):
         image_source("y" * 4000)
-    with pytest.raises(ValueError, match="dataset.digits=y+: expected .*IDX files"):
+    with pytest.raises(ValueError, match=r"dataset.digits=y+: expected .*IDX files"):
         digit_source("y" * 4000)
 
 
