@@ -1,13 +1,13 @@
 """The same search by sigexp and by what one would use instead: time, memory, and the loss that comes out.
 
-    python -m benchmarks.peers [--problems gaussian,bayer,spikes] [--peers ray,optuna,joblib] [--seeds 3] [--quick]
-        [--resume] [--output benchmarks/results/peers.md]
+    python -m benchmarks.peers [--problems gaussian,bayer,spikes] [--peers ray,optuna,joblib] [--seeds 3]
+        [--quick] [--resume] [--output benchmarks/results/peers.md]
 
 It needs `pip install -e '.[peers]'`.
 
-ray: Ray Tune's population based training; six members, twelve rounds, synchronous so that every member gets its
-    share, actors reused, perturbation by 0.8 or 1.25 as here. The examples lie in Ray's object store. Against
-    search=pbt, with the same first members.
+ray: Ray Tune's population based training; six members, twelve rounds, actors reused, perturbation by 0.8 or 1.25 as
+    here. Synchronous, because the asynchronous one sets a member that it replaces back to an earlier round, and trains
+    several times the budget. The examples lie in Ray's object store. Against search=pbt, with the same first members.
 optuna: TPE with the successive-halving pruner, factor 3; a trial is at most 13 of 27 parts of the budget long, as the
     last one of search=halving, and trials begin until the budget is spent. Against search=halving and search=automlp.
 joblib: a Hydra app under `-m hydra/launcher=joblib`, six jobs with random learning rates and batch sizes. Against

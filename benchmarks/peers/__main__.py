@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import date
 from importlib.util import find_spec
@@ -18,7 +19,11 @@ from benchmarks.peers.measuring import Failed, measured, versions
 from benchmarks.peers.table import Done, table
 from benchmarks.peers.task import CASES, PEERS, UNIT, Arrangement, Spec
 
-PACKAGES = {"ray": "ray", "optuna": "optuna", "joblib": "hydra_plugins.hydra_joblib_launcher"}
+PACKAGES = {
+    "ray": ("ray", "pandas", "pyarrow"),  # the last two are of its extra 'tune'
+    "optuna": ("optuna",),
+    "joblib": ("hydra_plugins.hydra_joblib_launcher",),
+}
 NAMES = {
     "torch": "torch", "Ray": "ray", "Optuna": "optuna", "Hydra": "hydra-core",
     "hydra-joblib-launcher": "hydra-joblib-launcher", "joblib": "joblib",
@@ -32,13 +37,15 @@ class Record:
     """Runs that are done, a line of JSON each."""
 
     def __init__(self, path: Path, resume: bool) -> None:
-        self.path, self.runs = path, list[Done]()
-        if resume and path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
+        self.path, self.runs, good = path, list[Done](), list[str]()
+        lines = path.read_text(encoding="utf-8").splitlines() if resume and path.is_file() else []
+        for line in lines:
+            with suppress(json.JSONDecodeError):  # the last one may be half a line
                 one = json.loads(line)
                 self.runs.append(Done(Spec.of(one["spec"]), one["found"]))
-        else:
-            path.write_text("", encoding="utf-8")
+                good.append(line + "\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(good), encoding="utf-8")
 
     def of(self, spec: Spec) -> Done | None:
         """What a run came to, if it is there; the arrangement is that of an earlier probe."""
@@ -60,8 +67,7 @@ def probes(given: argparse.Namespace) -> list[Spec]:
 
 
 def budget(given: argparse.Namespace, problem: str) -> int:
-    samples = given.samples or CASES[problem].samples * (0.1 if given.quick else 1)
-    return max(1, round(samples / UNIT)) * UNIT
+    return max(1, round(CASES[problem].samples * given.share / UNIT)) * UNIT
 
 
 def runs(given: argparse.Namespace, arrangements: dict[tuple[str, str], Arrangement]) -> Iterator[Spec]:
@@ -146,7 +152,7 @@ def page(given: argparse.Namespace, done: Sequence[Done]) -> list[str]:
     from sigexp import machine
 
     words = [f"--problems {','.join(given.problems)}", f"--peers {','.join(given.peers)}", f"--seeds {given.seeds}"]
-    words += ["--quick"] * given.quick + [f"--samples {given.samples}"] * bool(given.samples)
+    words += [f"--share {given.share:g}"] * (given.share != 1)
     words += [f"--set {' '.join(given.set)}"] * bool(given.set)
     return [
         "# sigexp beside its peers",
@@ -181,15 +187,17 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--problems", type=names(list(CASES)), default=list(CASES), metavar="NAME,...")
     parser.add_argument("--peers", type=names(list(PEERS)), default=list(PEERS), metavar="NAME,...")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the budgets")
-    parser.add_argument("--samples", type=int, help="the budget in member-samples, of every problem")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="of the budgets, with which the slowest train 3 minutes"
+    )
+    parser.add_argument("--quick", action="store_const", dest="share", const=0.1, help="as --share 0.1")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of all sides")
     parser.add_argument("--resume", action="store_true", help="go on with what the record has")
     parser.add_argument("--record", type=Path, metavar="FILE", help="by default the output with .jsonl for .md")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/peers.md"), metavar="FILE")
     given = parser.parse_args(words)
     given.set, given.record = tuple(given.set), given.record or given.output.with_suffix(".jsonl")
-    if missing := [name for name in given.peers if not installed(PACKAGES[name])]:
+    if missing := [name for name in given.peers if not all(map(installed, PACKAGES[name]))]:
         parser.error(f"{', '.join(missing)}: not installed; pip install -e '.[peers]', or choose others by --peers")
     if given.record.is_file() and given.record.stat().st_size and not given.resume:
         parser.error(f"{given.record} has a record of runs; go on with it by --resume, or remove it")
@@ -208,6 +216,7 @@ def main(words: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs below is ended too
     done = everything(given, Record(given.record, given.resume), lambda line: print(line, flush=True))
     print("\n" + "\n".join(page(given, done)))
+    sys.exit(any(one.found is None for one in done))
 
 
 if __name__ == "__main__":

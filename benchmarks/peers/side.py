@@ -1,4 +1,4 @@
-"""The main function of every side: python -m benchmarks.peers.side FOLDER. It reads spec.json, writes found.json there."""
+"""The main function of every side, python -m benchmarks.peers.side FOLDER: from spec.json to found.json in there."""
 
 import importlib
 import json
