@@ -67,6 +67,8 @@ def test_the_verdict_is_by_time_and_by_loss():
     assert table.verdict(fast, slow)[2] == "no: time"
     worse = {s: {**one, "test": one["test"] + 0.1} for s, one in fast.items()}
     assert table.verdict(slow, worse)[2] == "no: loss"
+    assert table.verdict({0: slow[0]}, {0: {**fast[0], "test": 1.0005}})[2] == "yes"  # rounding
+    assert table.verdict({0: slow[0]}, {0: {**fast[0], "test": 1.01}})[2] == "no: loss"
     scattered = {s: {**one, "test": one["test"] + 0.1 * (s - 0.9)} for s, one in fast.items()}
     assert table.verdict(slow, scattered)[2] == "yes"
     assert table.verdict(slow, {0: found(10.0, 1.0, samples=900)})[2] == "no: other budgets"

@@ -24,13 +24,14 @@ torch's `nn.Conv2d` and with it.
 
 start-up: from the start of the process to the first step: imports, drawing the data, processes, calibration.
 training: from the first step to the last one's end, by the wall clock, validation and whatever the tool does between
-    two steps included. `steps` is the part of it that the plain loop and validation take, in the processes' mean: the
-    time that a tool without any cost of its own would need.
+    two steps included, such as Ray's new actor for a member that was replaced. `steps` is the part of it that the plain
+    loop and validation take, in the processes' mean: what a tool without any cost of its own would need. Of sigexp,
+    `steps` leaves validation out, and calibration is how long it looked for the quickest way, a part of start-up.
 peak: the largest sum over the process tree of proportional set sizes (memory shared by processes counts once),
     looked at twice a second.
 holds: training takes at most a fourth of the peer's, and the test loss is at most the peer's plus the standard
-    deviation of the difference over seeds; of a single seed at most the peer's. `strict` is the ratio of the peer's
-    `steps` to our training and calibration.
+    deviation of the difference over seeds, or plus a thousandth, which is rounding: the members of joblib and of
+    search=random are the same. `strict` is the ratio of the peer's `steps` to our training and calibration.
 
 Each run is a process tree of its own, and sides take turns seed by seed. What is done is kept, a line of JSON each,
 beside the output; `--resume` goes on with it.

@@ -18,9 +18,7 @@ STATE, SEGMENTS = "state.pt", "segments.txt"
 def search(spec: Spec, config: Mapping[str, Any], arrays: Arrays, folder: Path) -> Found:
     """The search, from `ray.init` to the best model of all members."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # no CSV, JSON and TensorBoard files of each trial
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # it would tell its makers
     import ray
     from ray import tune
 
@@ -44,18 +42,22 @@ def search(spec: Spec, config: Mapping[str, Any], arrays: Arrays, folder: Path) 
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
             ),
         )
-        results = tuner.fit()
-        if results.errors:
-            raise RuntimeError(f"Ray Tune: {results.errors[0]}")
-        found = Found(trials=len(results))
-        for result in results:
-            state = torch.load(Path(result.checkpoint.path) / STATE, weights_only=True)
-            found.add([], state["best"], state["best_model"])
-        lines = (folder / SEGMENTS).read_text(encoding="ascii").splitlines()
-        found.segments = [(float(a), float(b), int(n)) for a, b, n in map(str.split, lines)]
-        return found
+        return gathered(tuner.fit(), folder)
     finally:
         ray.shutdown()
+
+
+def gathered(results: Any, folder: Path) -> Found:
+    """The members' best models out of their last checkpoints. Raises RuntimeError where one failed."""
+    if results.errors:
+        raise RuntimeError(f"Ray Tune: {results.errors[0]}")
+    found = Found(trials=len(results))
+    for result in results:
+        state = torch.load(Path(result.checkpoint.path) / STATE, weights_only=True)
+        found.add([], state["best"], state["best_model"])
+    lines = (folder / SEGMENTS).read_text(encoding="ascii").splitlines()
+    found.segments = [(float(a), float(b), int(n)) for a, b, n in map(str.split, lines)]
+    return found
 
 
 def scheduler(config: Mapping[str, Any], tune: Any) -> Any:
