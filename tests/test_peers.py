@@ -2,7 +2,6 @@
 
 import math
 import os
-from importlib.util import find_spec
 
 import pytest
 
@@ -28,13 +27,18 @@ def found(training, test, *, samples=1000):
     }  # fmt: skip
 
 
+def needs(peer):
+    there = all(map(command.installed, command.PACKAGES[peer]))
+    return pytest.mark.skipif(not there, reason="the extra 'peers' is not installed")
+
+
 def ended(words):
     with pytest.raises(SystemExit) as end:
         command.main(words)
     return int(end.value.code)
 
 
-@pytest.mark.skipif(not find_spec("hydra_plugins.hydra_joblib_launcher"), reason="the extra 'parallel' is missing")
+@needs("joblib")
 def test_a_multirun_by_joblib_trains_the_members_of_our_random_search(tmp_path):
     theirs = side.peer(spec("joblib"), tmp_path)
     own = ours.run(spec("random"), tmp_path)
@@ -46,16 +50,16 @@ def test_a_multirun_by_joblib_trains_the_members_of_our_random_search(tmp_path):
         assert 0 < one["steps"] <= one["done"] - one["ready"]
 
 
+@needs("optuna")
 def test_optuna_spends_the_budget_and_no_more(tmp_path):
-    pytest.importorskip("optuna")
     theirs = side.peer(spec("optuna"), tmp_path)
     assert theirs["samples"] == 10 * UNIT
     assert theirs["trials"] > 1
     assert math.isfinite(theirs["test"])
 
 
+@needs("ray")
 def test_ray_trains_every_member_for_all_rounds(tmp_path):
-    pytest.importorskip("ray.tune", exc_type=ImportError)
     theirs = side.peer(spec("ray", ROUNDS * 6 * 8), tmp_path)
     assert theirs["samples"] == ROUNDS * 6 * 8
     assert math.isfinite(theirs["test"])
