@@ -239,3 +239,34 @@ def test_a_population_is_gone_with_its_last_reference(way):
         assert seen() is None
     finally:
         gc.enable()
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.out = nn.LSTM(1, 4, bidirectional=True), nn.Conv1d(8, 1, 1)
+
+    def forward(self, x):  # [B, 1, T]
+        return self.out(self.lstm(x.movedim(-1, 0))[0].movedim(0, -1))
+
+
+@pytest.mark.parametrize("way", ["together", "one by one"])
+@pytest.mark.parametrize("make", [Recurrent, lambda: nn.Conv1d(1, 1, 5, padding=2)], ids=["lstm", "convolution"])
+def test_bfloat16_learns_what_float32_does_but_for_rounding(make, way):
+    torch.manual_seed(0)
+    modules = [make() for _ in range(2)]
+    rng = torch.Generator().manual_seed(1)
+    inputs = torch.randn(8, 1, 12, generator=rng)
+    batch = Batch(inputs, inputs.roll(1, -1))
+    found = {}
+    for precision in ("fp32", "bf16"):
+        trained = Population(
+            modules, loss=mse, metrics={"mse": mse}, optimizer="sgd", hparams=hparams(2), plan=Plan(way=way),
+            precision=precision,
+        )  # fmt: skip
+        for _ in range(5):
+            trained.step(batch)
+        found[precision] = trained.evaluate(batch)["loss"]
+        assert found[precision].dtype == torch.float32
+    assert not torch.equal(found["fp32"], found["bf16"])
+    torch.testing.assert_close(found["bf16"], found["fp32"], rtol=0.03, atol=0.01)

@@ -7,9 +7,12 @@ import os
 import platform
 import resource
 import sys
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 CORES_SHARE = "SIGEXP_CORES"  # in the environment of a sweep's jobs
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
@@ -66,6 +69,22 @@ def pick_device(name: str) -> str:
     if kind == "cuda" and ":" in name and int(name.partition(":")[2]) >= torch.cuda.device_count():
         raise ValueError(f"device={name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
     return name
+
+
+@contextmanager
+def autocast(device: Any, model: Any) -> Iterator[None]:
+    """Products and convolutions of a torch model in bfloat16. Of recurrences oneDNN has none on processors without
+    AVX-512, and fails; torch's own take its place."""
+    import torch
+
+    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    recurrent = any(isinstance(module, torch.nn.RNNBase) for module in model.modules())
+    with ExitStack() as stack:
+        if device.type == "cpu" and recurrent and not supported:
+            with warnings.catch_warnings(action="ignore"):  # of Intel's GPUs
+                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        stack.enter_context(torch.autocast(device.type, torch.bfloat16))
+        yield
 
 
 def describe_device(device: str) -> str:

@@ -8,13 +8,14 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sigexp import machine
 from sigexp.population.convolution import Kernels
 from sigexp.population.feed import Feed
 from sigexp.population.moments import Moments
@@ -255,8 +256,8 @@ class Population:
     def full_precision(self, loss: PerExample) -> PerExample:
         return (lambda outputs, targets: loss(outputs.float(), targets)) if self.precision == "bf16" else loss
 
-    def autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+    def autocast(self) -> AbstractContextManager[None]:
+        return machine.autocast(self.device, self.template) if self.precision == "bf16" else nullcontext()
 
     def predict(self, inputs: Tensor) -> list[Tensor]:
         """Outputs of every member, in evaluation mode and without gradients: P tensors [B, ...]."""
