@@ -2,7 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -190,3 +194,34 @@ def test_two_processes_are_used_where_they_are_quicker():
     assert raced(net, processes=2, threads=2).plan.shards == 2
     assert raced(net, processes=1, threads=2).plan.shards == 1
     assert raced(net, threads=2, samples=100).plan.processes == 1  # it would be over before they had started
+
+
+PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+CHILD = """
+import os, time
+from sigexp import machine
+machine.end_with_parent({})
+print(os.getpid(), flush=True)
+time.sleep(600)"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process ends when it looks at its pipe")
+def test_a_process_that_is_bound_to_its_parent_ends_with_it():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", PARENT, CHILD.format("os.getppid()")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        child = int(process.stdout.readline())
+        process.kill()
+    end = time.monotonic() + 60
+    while alive(child):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    never_the_parent = subprocess.run([sys.executable, "-c", CHILD.format(-1)], env=environment, capture_output=True)
+    assert (never_the_parent.returncode, never_the_parent.stdout) == (1, b"")
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -6,6 +6,7 @@ import gc
 import os
 import platform
 import resource
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 CORES_SHARE = "SIGEXP_CORES"  # in the environment of a sweep's jobs
+PR_SET_PDEATHSIG = 1  # Linux's prctl.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 
 
@@ -28,6 +30,18 @@ def tune_allocator() -> bool:
     return all(
         mallopt(*setting) for setting in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2_000_000_000), (M_TOP_PAD, 1 << 28))
     )
+
+
+def end_with_parent(parent: int) -> None:
+    """Have this process killed when the one that started it ends, in whatever way. Linux alone can; elsewhere a process
+    learns of it at its next look at the pipe.
+
+    parent: that one's process id, because it may have ended before this call.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def release_memory() -> None:

@@ -25,8 +25,13 @@ from sigexp import machine
 from sigexp.population.population import Population
 from sigexp.problem import Batch
 
-# The allocator is set before torch is loaded.
-COMMAND = "from sigexp import machine; {tune} and machine.tune_allocator(); import {module} as m; m.serve({descriptor})"
+# Before torch is loaded, which takes seconds, the process is bound to this one, and the allocator is set.
+COMMAND = """\
+from sigexp import machine
+machine.end_with_parent({parent})
+{tune} and machine.tune_allocator()
+import {module} as m
+m.serve({descriptor})"""
 
 
 class Shared:
@@ -63,7 +68,7 @@ class Worker:
         package = pickle.dumps({**settings, "deterministic": deterministic})  # what cannot travel is refused here
         self.connection, theirs = Pipe()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-        command = COMMAND.format(tune=tune_allocator, module=__name__, descriptor=theirs.fileno())
+        command = COMMAND.format(parent=os.getpid(), tune=tune_allocator, module=__name__, descriptor=theirs.fileno())
         self.process = subprocess.Popen(
             [sys.executable, "-c", command], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment
         )
