@@ -168,7 +168,8 @@ def key(config: Mapping[str, Any], names: Names) -> str:
 
 def most_jobs(config: Mapping[str, Any], names: Names) -> int:
     """How many jobs of a kind can be one population; 1 where they cannot, or where nothing would be gained."""
-    if config["trainer"]["compile"] or config["trainer"]["execution"] == "sequential":
+    trainer = config["trainer"]
+    if trainer["compile"] or trainer["execution"] == "sequential" or trainer["engine"] != "local":
         return 1
     problem = training.build_problem(config)
     settings = training.build_search(config)

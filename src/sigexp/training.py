@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.random import fork_rng
 
 from sigexp import clock, evaluation, fitting, machine, sharing, starts, stopping, weighing
 from sigexp import config as configuration
@@ -17,6 +18,7 @@ from sigexp.config import ConfigError
 from sigexp.keeping import Keeper
 from sigexp.names import Names
 from sigexp.population.calibrate import Calibration, Wanted, calibrate
+from sigexp.population.cluster import Cluster, opened
 from sigexp.population.feed import Feed
 from sigexp.population.fused import FusedPopulation
 from sigexp.population.population import Population
@@ -114,7 +116,7 @@ def with_pairs(config: Mapping[str, Any], settings: Search, model: str) -> Searc
 
 def initial_model(config: Mapping[str, Any], shapes: tuple, seed: int, member: int) -> nn.Module:
     """Fresh weights of one member: a pure function of seed and member, whatever else was drawn before."""
-    with torch.random.fork_rng(devices=[]):
+    with fork_rng(devices=[]):
         torch.manual_seed(int(np.random.default_rng([seed, 0, member]).integers(2**63)))
         return configuration.build(config["model"], *shapes, what="model")
 
@@ -158,15 +160,16 @@ def train(
         begin_linear(ready, feed, config["seed"])
     phases.at("plan")
     population, hparams = populate(ready.members, problem, trainer, ready.device)
-    with torch.random.fork_rng():
+    learned = feed.data() if feed.size is not None else ()
+    with opened(trainer["engine"], ready.device, sum(part.nbytes for part in learned)) as cluster, fork_rng():
         torch.manual_seed(config["seed"])  # for what draws while it trains, such as dropout
         if kept.resumed is None:
-            progress, calibration = None, planned(population, feed, config)
+            progress, calibration = None, planned(population, feed, config, cluster)
         else:
             progress, calibration = kept.progress(population)
         log.info("plan: %s (%s)", calibration.plan, described_calibration(calibration))
         population.use(calibration.plan)
-        carried, processes = carry(population, trainer, config["seed"], allocator_tuned)
+        carried, processes = carry(population, trainer, config["seed"], allocator_tuned, cluster)
         title = f"{folder}: {counted(len(ready.members), 'member')} on {ready.device}"
         reference = best_reference(valid, problem.headline)
         decides, before = deciding_loss(problem, settings.selection), progress.seen() if progress else 0
@@ -202,9 +205,13 @@ def train(
     return Trained(outcome, population.member(0), feed, calibration, processes, peak, valid, fused)
 
 
-def planned(population: Population, feed: Feed, config: Mapping[str, Any]) -> Calibration:
-    """How the population is computed, alone or with those of other runs."""
+def planned(population: Population, feed: Feed, config: Mapping[str, Any], cluster: Cluster | None) -> Calibration:
+    """How the population is computed, alone or with those of other runs; on a cluster in a part for every actor."""
     shared, alone, known = sharing.SHARED.get(), wanted(config), machine.cache_dir() / "plans"
+    if cluster is not None:
+        actors = processes_of(config["trainer"], cluster)
+        found = calibrate(population, feed, replace(alone, processes=actors), known)
+        return replace(found, plan=found.plan.divided(min(actors, len(population))))
     if shared is None:
         return calibrate(population, feed, alone, known)
     together = shared.wanted(alone)
@@ -259,10 +266,22 @@ def populate(
     return population, hparams
 
 
-def carry(population: Population, trainer: Mapping[str, Any], seed: int, allocator_tuned: bool) -> tuple[Carried, int]:
+def carry(
+    population: Population, trainer: Mapping[str, Any], seed: int, allocator_tuned: bool, cluster: Cluster | None
+) -> tuple[Carried, int]:
     """The population with those of other runs, or as its plan divides it."""
-    shared, alone = sharing.SHARED.get(), population.plan.shards == 1
-    return (shared.join(population), 1) if shared and alone else divided(population, trainer, seed, allocator_tuned)
+    shared, plan = sharing.SHARED.get(), population.plan
+    if cluster is not None:
+        actors = min(processes_of(trainer, cluster), plan.shards)
+        return Shards(population, actors, seed=seed, tune_allocator=allocator_tuned, cluster=cluster), actors
+    if shared and plan.shards == 1:
+        return shared.join(population), 1
+    return divided(population, trainer, seed, allocator_tuned)
+
+
+def processes_of(trainer: Mapping[str, Any], cluster: Cluster) -> int:
+    """How many actors there are to be."""
+    return cluster.slots() if trainer["processes"] == "auto" else int(trainer["processes"])
 
 
 def divided(
@@ -286,7 +305,7 @@ def begin_linear(ready: Ready, feed: Feed, seed: int) -> None:
     some = Batch(*(part[: starts.EXAMPLES].cpu() for part in batch))
     kernel, bias = starts.least_squares_filter(ready.members[0], some)
     for number, member in enumerate(ready.members):
-        with torch.random.fork_rng(devices=[]):
+        with fork_rng(devices=[]):
             torch.manual_seed(int(np.random.default_rng([seed, 2, ready.settings.origin(number)]).integers(2**63)))
             starts.begin(member, kernel, bias, some.inputs[:200])
 

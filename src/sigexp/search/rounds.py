@@ -24,7 +24,7 @@ from sigexp.search.records import Diverged, MemberRecord, Outcome, RoundRecord
 log = logging.getLogger("sigexp")
 Carried = Population | Shards | FusedPopulation
 MINIBATCHES = 4  # of the trainer's size that the population is given at a time
-MOST_LOST = 3  # times that lost processes are started again
+MOST_LOST = 3  # times that a round begins again with new processes
 
 
 def batch_step(batch_size: int) -> int:
@@ -140,6 +140,7 @@ class SearchLoop:
                 break
             except WorkerLost as error:
                 self._recover(error)
+        self.lost = 0
         self._finish(members, after)
 
     def _recover(self, error: WorkerLost) -> None:
