@@ -34,7 +34,8 @@ def resume(words: list[str]) -> int:
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run that is not finished")
     parser.add_argument(
         "settings", nargs="*", metavar="NAME=VALUE", help="device, trainer.engine, trainer.processes, "
-        "trainer.tune_allocator, trainer.memory_limit; dataset.images or dataset.digits where they lead out of the working directory"
+        "trainer.tune_allocator, trainer.memory_limit; dataset.images or dataset.digits where they lead out of the "
+        "working directory"
     )  # fmt: skip
     parser.add_argument("--trust", action="append", default=[], metavar="PREFIX", help=TRUST)
     given = parser.parse_intermixed_args(words)

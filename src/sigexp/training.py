@@ -1,7 +1,6 @@
 """The part of a run that learns: what it needs, checked and built, and the search, from the data to its outcome."""
 
 import logging
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,11 +13,12 @@ from torch.random import fork_rng
 
 from sigexp import clock, evaluation, fitting, machine, sharing, starts, stopping, weighing
 from sigexp import config as configuration
+from sigexp.carrying import carry, described, planned
 from sigexp.config import ConfigError
 from sigexp.keeping import Keeper
 from sigexp.names import Names
-from sigexp.population.calibrate import Calibration, Wanted, calibrate
-from sigexp.population.cluster import Cluster, opened
+from sigexp.population.calibrate import Calibration
+from sigexp.population.cluster import opened
 from sigexp.population.feed import Feed
 from sigexp.population.fused import FusedPopulation
 from sigexp.population.population import Population
@@ -167,7 +167,7 @@ def train(
             progress, calibration = None, planned(population, feed, config, cluster)
         else:
             progress, calibration = kept.progress(population)
-        log.info("plan: %s (%s)", calibration.plan, described_calibration(calibration))
+        log.info("plan: %s (%s)", calibration.plan, described(calibration))
         population.use(calibration.plan)
         carried, processes = carry(population, trainer, config["seed"], allocator_tuned, cluster)
         title = f"{folder}: {counted(len(ready.members), 'member')} on {ready.device}"
@@ -205,43 +205,10 @@ def train(
     return Trained(outcome, population.member(0), feed, calibration, processes, peak, valid, fused)
 
 
-def planned(population: Population, feed: Feed, config: Mapping[str, Any], cluster: Cluster | None) -> Calibration:
-    """How the population is computed, alone or with those of other runs; on a cluster in a part for every actor."""
-    shared, alone, known = sharing.SHARED.get(), wanted(config), machine.cache_dir() / "plans"
-    if cluster is not None:
-        actors = processes_of(config["trainer"], cluster)
-        found = calibrate(population, feed, replace(alone, processes=actors), known)
-        return replace(found, plan=found.plan.divided(min(actors, len(population))))
-    if shared is None:
-        return calibrate(population, feed, alone, known)
-    together = shared.wanted(alone)
-    return shared.for_one(sharing.once("plan", lambda: calibrate(population, feed, together, known)))
-
-
 def deciding_loss(problem: Problem, selection: str) -> str | None:
     """The loss by which members are chosen, 'valid' or 'train'; None where the headline metric shows it."""
     shown = selection == "valid" and problem.metrics[problem.headline] is problem.loss
     return None if shown else selection
-
-
-def wanted(config: Mapping[str, Any]) -> Wanted:
-    """What is known of a run before its plan is chosen."""
-    trainer, search = config["trainer"], config["search"]
-    limit = trainer["memory_limit"]
-    return Wanted(
-        execution=trainer["execution"],
-        processes=None if trainer["processes"] == "auto" else trainer["processes"],
-        threads=torch.get_num_threads(),
-        memory_limit=None if limit is None else int(limit * 1e9),
-        samples=search["max_samples"],
-        members=search["members"],
-    )
-
-
-def described_calibration(calibration: Calibration) -> str:
-    rates = ", ".join(f"{name}: {rate:,.0f}" for name, rate in calibration.rates.items())
-    origin = "known from an earlier run" if calibration.cached else f"measured in {calibration.seconds:.1f} s"
-    return f"{origin}; member-samples/s: {rates}" if rates else origin
 
 
 def populate(
@@ -264,39 +231,6 @@ def populate(
         compiled=trainer["compile"],
     )
     return population, hparams
-
-
-def carry(
-    population: Population, trainer: Mapping[str, Any], seed: int, allocator_tuned: bool, cluster: Cluster | None
-) -> tuple[Carried, int]:
-    """The population with those of other runs, or as its plan divides it."""
-    shared, plan = sharing.SHARED.get(), population.plan
-    if cluster is not None:
-        actors = min(processes_of(trainer, cluster), plan.shards)
-        return Shards(population, actors, seed=seed, tune_allocator=allocator_tuned, cluster=cluster), actors
-    if shared and plan.shards == 1:
-        return shared.join(population), 1
-    return divided(population, trainer, seed, allocator_tuned)
-
-
-def processes_of(trainer: Mapping[str, Any], cluster: Cluster) -> int:
-    """How many actors there are to be."""
-    return cluster.slots() if trainer["processes"] == "auto" else int(trainer["processes"])
-
-
-def divided(
-    population: Population, trainer: Mapping[str, Any], seed: int, allocator_tuned: bool
-) -> tuple[Population | Shards, int]:
-    """The population as its plan divides it, carried by processes where there is more than one part."""
-    plan = population.plan
-    if plan.shards == 1:
-        return population, 1
-    processes = plan.processes if trainer["processes"] == "auto" else min(trainer["processes"], plan.shards)
-    try:
-        return Shards(population, processes, seed=seed, tune_allocator=allocator_tuned), processes
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        log.info("training stays in one process: %s", error)
-        return Shards(population, 1, seed=seed), 1
 
 
 def begin_linear(ready: Ready, feed: Feed, seed: int) -> None:

@@ -172,9 +172,9 @@ def opened(engine: str, device: torch.device, data_bytes: int) -> Iterator[Clust
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"trainer.engine=ray: an actor has a core or a CUDA GPU, not device={device}")
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
-    logging.getLogger("ray").setLevel(logging.ERROR)
     import ray
 
+    logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():  # in a notebook, say; it is not ours to end
         yield Cluster(device, "the Ray that is connected to")
         return
