@@ -125,8 +125,8 @@ class Actor:
             self._died(error)
 
     def _died(self, error: Exception) -> NoReturn:
-        what = " ".join(str(error).split())[:200]
-        raise WorkerLost(f"an actor of Ray was lost ({type(error).__name__}: {what})") from error
+        first = str(error).strip().partition("\n")[0][:120]
+        raise WorkerLost(f"an actor of Ray was lost ({type(error).__name__}: {first})") from error
 
     def alive(self) -> bool:
         """Whether it still answers, after what it is at."""

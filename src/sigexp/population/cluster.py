@@ -174,18 +174,18 @@ def opened(engine: str, device: torch.device, data_bytes: int) -> Iterator[Clust
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     import ray
 
-    logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():  # in a notebook, say; it is not ours to end
         yield Cluster(device, "the Ray that is connected to")
         return
     address = os.environ.get("RAY_ADDRESS", "")
     folder, mode = None, os.environ.get("RAY_AUTH_MODE")
     try:
+        silence()
         with handlers_kept():
             if address and address != "local":
                 connect(address)
             else:
-                folder = tempfile.mkdtemp(prefix="sigexp-", dir=None if len(tempfile.gettempdir()) < 20 else "/tmp")
+                folder = tempfile.mkdtemp(prefix="sigexp-ray-", dir=None if len(tempfile.gettempdir()) < 20 else "/tmp")
                 start(device, data_bytes, folder)
         yield Cluster(device, f"the Ray cluster {address}" if folder is None else OWN)
     finally:
@@ -234,6 +234,15 @@ def start(device: torch.device, data_bytes: int, folder: str) -> None:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = before
+
+
+def silence() -> None:
+    """Nothing of Ray's on the terminal; for what its daemons say of a lost actor it has no switch."""
+    from ray._private import worker
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda data, **_: log.debug("Ray: %s", data)
 
 
 @contextmanager
