@@ -28,6 +28,7 @@ WAIT_S, START_S, REACH_S = 60.0, 2.0, 5.0  # for those; besides, for each actor 
 STORE_BYTES, STORE_SHARE = 200_000_000, 0.3  # least size of the object store of our own; most, of the free memory
 COPIES = 10  # of the training set that it has room for: statistics of a linear model are up to eight times as large
 LONGEST_FOLDER = 40  # characters; Ray adds some 60 to it for its sockets, whose names end at 107
+SETTLE_S = 1.0  # after a loss: the actors of a node that is lost answer for a moment
 RECENT = 2  # batches that are kept in the store beside what is learned from
 OWN = "Ray on this machine"
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -67,6 +68,8 @@ class Cluster:
         packages: what every one of so many carries. At a beginning all have to come; in place of lost ones, as many as
         there are. Raises ValueError, or WorkerLost, where they do not.
         """
+        if before:
+            time.sleep(SETTLE_S)
         living = [actor for actor in before if actor.alive()]
         for actor in before:
             if actor not in living:
