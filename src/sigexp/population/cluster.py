@@ -93,12 +93,13 @@ class Cluster:
         kind: Any = ray.remote(Carrier).options(
             num_cpus=cores, max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD", **gpus
         )
+        short = self._short(most, cores)  # as it is before there are any
         handles = [kind.remote() for _ in range(most - there)]
         try:
             started = {handle.__ray_ready__.remote(): handle for handle in handles}
-            ready = self._wait(list(started), most, cores, again=again)
+            ready = self._wait(list(started), None if again else short, most * (cores if self.kind == "CPU" else 1))
             if len(ready) < len(handles) and not again:
-                raise ValueError(self._short(most, cores))
+                raise ValueError(short)
         except BaseException:
             for handle in handles:
                 ray.kill(handle)
@@ -107,8 +108,12 @@ class Cluster:
             ray.kill(started[ref])
         return [Actor(started[ref], self.put) for ref in ready]
 
-    def _wait(self, starting: Sequence[Any], most: int, cores: int, *, again: bool) -> list[Any]:
-        """Those of the starting actors that are there in time. Raises ValueError for one that cannot start."""
+    def _wait(self, starting: Sequence[Any], short: str | None, needed: int) -> list[Any]:
+        """Those of the starting actors that are there in time.
+
+        short: that the cluster has less than is needed; None in place of lost ones, where fewer will do. needed: cores
+        or GPUs, of all actors together. Raises ValueError for an actor that cannot start.
+        """
         import ray
         from ray.exceptions import RayError
 
@@ -122,13 +127,13 @@ class Cluster:
                     ray.get(ref)
                     ready.append(ref)
                 except RayError as error:
-                    if not again:
+                    if short is not None:
                         raise ValueError(f"trainer.engine=ray: an actor cannot start: {reason(error)}") from error
-            if waiting and not told and self._total() < most * (cores if self.kind == "CPU" else 1):
-                if again or self.name == OWN:  # no more will come
+            if waiting and not told and self._total() < needed:
+                if short is None or self.name == OWN:  # no more will come
                     break
                 told = True
-                log.warning("%s; waiting %.0f s for more", self._short(most, cores).partition(";")[0], limit)
+                log.warning("%s; waiting %.0f s for more", short.partition(";")[0], limit)
         return ready
 
     def _total(self) -> float:
