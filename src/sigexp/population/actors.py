@@ -7,6 +7,8 @@ with fresh weights: `Shards.restart` and `restore` do that from the driver's sna
 """
 
 import copy
+import re
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +22,7 @@ from sigexp.population.crew import Crew, WorkerLost, packed, unpacked
 from sigexp.problem import Batch
 
 Package = Mapping[str, Any]  # what a `Crew` is made of
+TRIES, PAUSE_S = 3, 1.0  # to reach an actor
 COMPUTES = ("sigexp", "torch", "numpy")  # that have to be the same everywhere
 
 
@@ -81,8 +84,16 @@ class Actor:
             raise ValueError(f"trainer.engine=ray: the model or loss cannot travel to an actor ({error})") from error
 
     def begun(self) -> None:
-        """Raises ValueError where the actor computes by other versions, which could change results."""
-        here, there = machine.versions(), self._answer()
+        """Raises ValueError where the actor computes by other versions, which could change results, or cannot import
+        what is trained."""
+        here = machine.versions()
+        try:
+            there = self._answer()
+        except Exception as error:
+            missing = re.search(r"No module named '[\w.]+'", f"{error} {error.__cause__}")
+            if missing is None:
+                raise
+            raise ValueError(f"trainer.engine=ray: {missing[0]} on a node of the cluster; install it there") from error
         for name, version in there.items():
             if version != here[name]:
                 raise ValueError(
@@ -130,12 +141,16 @@ class Actor:
 
     def alive(self) -> bool:
         """Whether it still answers, after what it is at."""
-        try:
-            self.send([("peak_memory_bytes", ())])
-            self.receive()
-        except WorkerLost:
-            return False
-        return True
+        for _ in range(TRIES):
+            try:
+                self.send([("peak_memory_bytes", ())])
+                self.receive()
+                return True
+            except WorkerLost as lost:
+                if type(lost.__cause__).__name__ != "ActorUnavailableError":  # which may pass
+                    return False
+            time.sleep(PAUSE_S)
+        return False
 
     def close(self, at_once: bool = False) -> int:
         """Its peak memory in bytes."""
