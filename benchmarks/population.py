@@ -48,7 +48,7 @@ import torch
 from torch import nn
 
 from benchmarks import baselines
-from sigexp import cli, config, evaluation, machine, training
+from sigexp import carrying, cli, config, evaluation, machine, training
 from sigexp.bounds import linear_bounds
 from sigexp.layers.lstm import LSTM2
 from sigexp.models import demosaic, filters, recurrent, shapes, unet
@@ -134,7 +134,7 @@ class Ours:
         population.moments = None  # in a column of its own
         population.use(calibrate(population, self.feed, wanted, cache=None).plan)
         self.plan = str(population.plan)
-        self.population, _ = training.carry(population, {"processes": "auto"}, 0, True)
+        self.population, _ = carrying.carry(population, {"processes": "auto"}, 0, True)
 
     def warm_up(self) -> tuple[float, float]:
         """The first minibatch's loss of the first member, and member-samples per second of the next."""
@@ -577,8 +577,8 @@ def our_search(name: str, level: float, cap: float) -> Reached:
             watch.judge(lambda: population.member(ids.index(done.best.id)))
 
     population, hparams = training.populate(ready.members, problem, trainer, CPU)
-    population.use(calibrate(population, feed, training.wanted(settings), cache=None).plan)
-    carried, _ = training.carry(population, trainer, settings["seed"], True)
+    population.use(calibrate(population, feed, carrying.wanted(settings), cache=None).plan)
+    carried, _ = carrying.carry(population, trainer, settings["seed"], True)
     loop = SearchLoop(
         ready.settings, carried, feed, problem, hparams=hparams, seed=settings["seed"], lr_schedule=trainer["schedule"],
         on_round=on_round, on_progress=watch.tick,

@@ -57,7 +57,10 @@ class Interrupting(AutoMLP):
         return replace(found, hparams=[{**h, "batch_size": b} for h, b in zip(found.hparams, sizes, strict=False)])
 
 
-def loop(make, plan, *, optimizer="adam", on_pause=lambda loop, begins: None, records=None, processes=1, kind=None):
+def loop(
+    make, plan, *, optimizer="adam", on_pause=lambda loop, begins: None, records=None, processes=1, kind=None,
+    cluster=None,
+):  # fmt: skip
     problem = gaussian_impulses(image_size=12, size=60, density=0.1, sigma=(1.0, 1.0))
     problem = replace(problem, sizes={**problem.sizes, "valid": 10})
     defaults = {
@@ -74,7 +77,7 @@ def loop(make, plan, *, optimizer="adam", on_pause=lambda loop, begins: None, re
         [make() for _ in range(4)], loss=problem.loss, metrics=problem.metrics, optimizer=optimizer, hparams=columns,
         plan=plan,
     )  # fmt: skip
-    carried = Shards(population, processes, seed=1) if plan.shards > 1 else population
+    carried = Shards(population, processes, seed=1, cluster=cluster) if plan.shards > 1 else population
     made = SearchLoop(
         settings, carried, Feed(problem, seed=0, device=torch.device("cpu")), problem, hparams=hparams, seed=0,
         lr_schedule="cosine", on_round=lambda done, _: (records if records is not None else []).append(done),

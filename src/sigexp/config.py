@@ -3,7 +3,7 @@
 Nothing here imports torch, so that a typing error is answered at once.
 """
 
-import importlib
+import importlib.util
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -45,8 +45,9 @@ class Trainer:
     # auto: what is measured to be quickest; together, sequential: all members at once, one by
     # one; moments: from second-order statistics, for linear models
     execution: str = "auto"
-    engine: str = "local"
-    processes: Any = "auto"  # auto: one for every core where that is quicker; the number changes no result
+    engine: str = "local"  # ray: actors in place of processes, on the cluster RAY_ADDRESS or on this machine
+    # auto: one for every core where that is quicker, with ray as many as are free; the number changes no result
+    processes: Any = "auto"
     threads: int | None = None  # of the arithmetic; null: all cores
     memory_limit: float | None = None  # GB for the activations of one pass; null: half of what is free
     compile: bool = False  # torch.compile; it takes half a minute before the first step, and the members one by one
@@ -283,7 +284,9 @@ def _check_choices(config: Mapping[str, Any]) -> None:
     _one_of("trainer.schedule", trainer["schedule"], ("constant", "cosine"))
     _one_of("trainer.start", trainer["start"], ("random", "least_squares"))
     _one_of("trainer.execution", trainer["execution"], ("auto", "together", "sequential", "moments"))
-    _one_of("trainer.engine", trainer["engine"], ("local",))
+    _one_of("trainer.engine", trainer["engine"], ("local", "ray"))
+    if trainer["engine"] == "ray" and importlib.util.find_spec("ray") is None:
+        raise ConfigError("trainer.engine=ray: Ray is not installed; pip install 'sigexp[cluster]', or engine=local")
     _one_of("search.selection", search["selection"], ("valid", "train"))
     if trainer["processes"] != "auto" and type(trainer["processes"]) is not int:
         raise ConfigError(f"trainer.processes={trainer['processes']}: expected auto or a whole number of at least 1")

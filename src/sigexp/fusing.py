@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from sigexp import clock, machine, sharing, stopping, training
+from sigexp import carrying, clock, machine, sharing, stopping, training
 from sigexp.names import Names
 from sigexp.population.fused import Call, Joint
 from sigexp.population.population import Population
@@ -100,7 +100,7 @@ def run(tasks: Sequence[Task], ledger: Ledger) -> None:
     seed = tasks[0].config["seed"]
 
     def carry(population: Population) -> Any:
-        return training.divided(population, trainer, seed, tuned)[0]
+        return carrying.divided(population, trainer, seed, tuned)[0]
 
     joint = Joint(carry)
     store: dict[Any, Any] = {}
@@ -168,7 +168,8 @@ def key(config: Mapping[str, Any], names: Names) -> str:
 
 def most_jobs(config: Mapping[str, Any], names: Names) -> int:
     """How many jobs of a kind can be one population; 1 where they cannot, or where nothing would be gained."""
-    if config["trainer"]["compile"] or config["trainer"]["execution"] == "sequential":
+    trainer = config["trainer"]
+    if trainer["compile"] or trainer["execution"] == "sequential" or trainer["engine"] != "local":
         return 1
     problem = training.build_problem(config)
     settings = training.build_search(config)

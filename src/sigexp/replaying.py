@@ -18,7 +18,8 @@ from sigexp.usage import TRUST, Parser, WrongCommand
 PLACE = ("position", "progress")  # of a segment in its search
 REPLAY_NAME = "replay"
 SETTINGS = (
-    r"seed|device|outputs|dataset\.\w+|trainer\.(threads|processes|execution|memory_limit|compile|tune_allocator)"
+    r"seed|device|outputs|dataset\.\w+|"
+    r"trainer\.(threads|processes|engine|execution|memory_limit|compile|tune_allocator)"
 )
 EPILOG = """\
 A replay is a run like any other, with `search: replay`; search.max_samples becomes what the line saw. It shows whether

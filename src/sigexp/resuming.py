@@ -13,7 +13,7 @@ from typing import Any
 
 from sigexp.usage import TRUST, Parser, WrongCommand
 
-SETTINGS = r"device|trainer\.(processes|tune_allocator|memory_limit)|dataset\.(images|digits)"
+SETTINGS = r"device|trainer\.(processes|engine|tune_allocator|memory_limit)|dataset\.(images|digits)"
 EPILOG = """\
 The run goes on in its own folder as if nothing had happened: on a CPU the result is bit for bit that of a run which was
 never interrupted, with any number of processes. A run that was killed before its first checkpoint starts again from
@@ -33,8 +33,9 @@ def resume(words: list[str]) -> int:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run that is not finished")
     parser.add_argument(
-        "settings", nargs="*", metavar="NAME=VALUE", help="device, trainer.processes, trainer.tune_allocator, "
-        "trainer.memory_limit; dataset.images or dataset.digits where they lead out of the working directory"
+        "settings", nargs="*", metavar="NAME=VALUE", help="device, trainer.engine, trainer.processes, "
+        "trainer.tune_allocator, trainer.memory_limit; dataset.images or dataset.digits where they lead out of the "
+        "working directory"
     )  # fmt: skip
     parser.add_argument("--trust", action="append", default=[], metavar="PREFIX", help=TRUST)
     given = parser.parse_intermixed_args(words)

@@ -1,7 +1,6 @@
 """The part of a run that learns: what it needs, checked and built, and the search, from the data to its outcome."""
 
 import logging
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,13 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.random import fork_rng
 
 from sigexp import clock, evaluation, fitting, machine, sharing, starts, stopping, weighing
 from sigexp import config as configuration
+from sigexp.carrying import carry, described, planned
 from sigexp.config import ConfigError
 from sigexp.keeping import Keeper
 from sigexp.names import Names
-from sigexp.population.calibrate import Calibration, Wanted, calibrate
+from sigexp.population.calibrate import Calibration
+from sigexp.population.cluster import opened
 from sigexp.population.feed import Feed
 from sigexp.population.fused import FusedPopulation
 from sigexp.population.population import Population
@@ -114,7 +116,7 @@ def with_pairs(config: Mapping[str, Any], settings: Search, model: str) -> Searc
 
 def initial_model(config: Mapping[str, Any], shapes: tuple, seed: int, member: int) -> nn.Module:
     """Fresh weights of one member: a pure function of seed and member, whatever else was drawn before."""
-    with torch.random.fork_rng(devices=[]):
+    with fork_rng(devices=[]):
         torch.manual_seed(int(np.random.default_rng([seed, 0, member]).integers(2**63)))
         return configuration.build(config["model"], *shapes, what="model")
 
@@ -158,15 +160,16 @@ def train(
         begin_linear(ready, feed, config["seed"])
     phases.at("plan")
     population, hparams = populate(ready.members, problem, trainer, ready.device)
-    with torch.random.fork_rng():
+    learned = feed.data() if feed.size is not None else ()
+    with opened(trainer["engine"], ready.device, sum(part.nbytes for part in learned)) as cluster, fork_rng():
         torch.manual_seed(config["seed"])  # for what draws while it trains, such as dropout
         if kept.resumed is None:
-            progress, calibration = None, planned(population, feed, config)
+            progress, calibration = None, planned(population, feed, config, cluster)
         else:
             progress, calibration = kept.progress(population)
-        log.info("plan: %s (%s)", calibration.plan, described_calibration(calibration))
+        log.info("plan: %s (%s)", calibration.plan, described(calibration))
         population.use(calibration.plan)
-        carried, processes = carry(population, trainer, config["seed"], allocator_tuned)
+        carried, processes = carry(population, trainer, config["seed"], allocator_tuned, cluster)
         title = f"{folder}: {counted(len(ready.members), 'member')} on {ready.device}"
         reference = best_reference(valid, problem.headline)
         decides, before = deciding_loss(problem, settings.selection), progress.seen() if progress else 0
@@ -202,39 +205,10 @@ def train(
     return Trained(outcome, population.member(0), feed, calibration, processes, peak, valid, fused)
 
 
-def planned(population: Population, feed: Feed, config: Mapping[str, Any]) -> Calibration:
-    """How the population is computed, alone or with those of other runs."""
-    shared, alone, known = sharing.SHARED.get(), wanted(config), machine.cache_dir() / "plans"
-    if shared is None:
-        return calibrate(population, feed, alone, known)
-    together = shared.wanted(alone)
-    return shared.for_one(sharing.once("plan", lambda: calibrate(population, feed, together, known)))
-
-
 def deciding_loss(problem: Problem, selection: str) -> str | None:
     """The loss by which members are chosen, 'valid' or 'train'; None where the headline metric shows it."""
     shown = selection == "valid" and problem.metrics[problem.headline] is problem.loss
     return None if shown else selection
-
-
-def wanted(config: Mapping[str, Any]) -> Wanted:
-    """What is known of a run before its plan is chosen."""
-    trainer, search = config["trainer"], config["search"]
-    limit = trainer["memory_limit"]
-    return Wanted(
-        execution=trainer["execution"],
-        processes=None if trainer["processes"] == "auto" else trainer["processes"],
-        threads=torch.get_num_threads(),
-        memory_limit=None if limit is None else int(limit * 1e9),
-        samples=search["max_samples"],
-        members=search["members"],
-    )
-
-
-def described_calibration(calibration: Calibration) -> str:
-    rates = ", ".join(f"{name}: {rate:,.0f}" for name, rate in calibration.rates.items())
-    origin = "known from an earlier run" if calibration.cached else f"measured in {calibration.seconds:.1f} s"
-    return f"{origin}; member-samples/s: {rates}" if rates else origin
 
 
 def populate(
@@ -259,34 +233,13 @@ def populate(
     return population, hparams
 
 
-def carry(population: Population, trainer: Mapping[str, Any], seed: int, allocator_tuned: bool) -> tuple[Carried, int]:
-    """The population with those of other runs, or as its plan divides it."""
-    shared, alone = sharing.SHARED.get(), population.plan.shards == 1
-    return (shared.join(population), 1) if shared and alone else divided(population, trainer, seed, allocator_tuned)
-
-
-def divided(
-    population: Population, trainer: Mapping[str, Any], seed: int, allocator_tuned: bool
-) -> tuple[Population | Shards, int]:
-    """The population as its plan divides it, carried by processes where there is more than one part."""
-    plan = population.plan
-    if plan.shards == 1:
-        return population, 1
-    processes = plan.processes if trainer["processes"] == "auto" else min(trainer["processes"], plan.shards)
-    try:
-        return Shards(population, processes, seed=seed, tune_allocator=allocator_tuned), processes
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        log.info("training stays in one process: %s", error)
-        return Shards(population, 1, seed=seed), 1
-
-
 def begin_linear(ready: Ready, feed: Feed, seed: int) -> None:
     """Let every member begin as the best linear filter of what it sees, each with other random filters beside it."""
     batch = feed.data() if feed.size is not None else ready.problem.examples("train", 0, starts.EXAMPLES)
     some = Batch(*(part[: starts.EXAMPLES].cpu() for part in batch))
     kernel, bias = starts.least_squares_filter(ready.members[0], some)
     for number, member in enumerate(ready.members):
-        with torch.random.fork_rng(devices=[]):
+        with fork_rng(devices=[]):
             torch.manual_seed(int(np.random.default_rng([seed, 2, ready.settings.origin(number)]).integers(2**63)))
             starts.begin(member, kernel, bias, some.inputs[:200])
 

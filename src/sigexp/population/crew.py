@@ -56,6 +56,11 @@ def mapped(description: tuple[str, tuple[int, ...], torch.dtype]) -> Tensor:
     return torch.from_file(path, shared=True, size=torch.Size(shape).numel(), dtype=dtype).view(shape)
 
 
+def search_path() -> str:
+    """Where this process finds its modules, the user's own too, as PYTHONPATH."""
+    return os.pathsep.join(path or os.getcwd() for path in sys.path)
+
+
 class WorkerLost(RuntimeError):
     """A training process ended by itself; its members are gone."""
 
@@ -67,7 +72,7 @@ class Worker:
         deterministic = torch.are_deterministic_algorithms_enabled()
         package = pickle.dumps({**settings, "deterministic": deterministic})  # what cannot travel is refused here
         self.connection, theirs = Pipe()
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+        environment = {**os.environ, "PYTHONPATH": search_path()}
         command = COMMAND.format(parent=os.getpid(), tune=tune_allocator, module=__name__, descriptor=theirs.fileno())
         self.process = subprocess.Popen(
             [sys.executable, "-c", command], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment
@@ -77,7 +82,7 @@ class Worker:
 
     def send(self, calls: Sequence[tuple[str, Sequence[Any]]]) -> None:
         try:
-            self.connection.send_bytes(pickle.dumps(_packed(list(calls)), protocol=pickle.HIGHEST_PROTOCOL))
+            self.connection.send_bytes(pickle.dumps(packed(list(calls)), protocol=pickle.HIGHEST_PROTOCOL))
         except (BrokenPipeError, ConnectionResetError):
             self._died()
 
@@ -88,7 +93,7 @@ class Worker:
             self._died()
         if kind == "error":
             raise answer
-        return _unpacked(answer)
+        return unpacked(answer)
 
     def _died(self) -> None:
         with suppress(subprocess.TimeoutExpired):
@@ -115,28 +120,28 @@ class Worker:
         return peak if isinstance(peak, int) else 0
 
 
-def _packed(value: Any) -> Any:
+def packed(value: Any) -> Any:
     """Tensors as arrays, because torch pickles a tensor ten times as slowly."""
     if isinstance(value, Tensor):
         return ("tensor", value.detach().cpu().contiguous().numpy())
     if isinstance(value, dict):
-        return {key: _packed(part) for key, part in value.items()}
+        return {key: packed(part) for key, part in value.items()}
     if isinstance(value, Batch):
-        return ("batch", [_packed(part) for part in value])
+        return ("batch", [packed(part) for part in value])
     if isinstance(value, list | tuple):
-        return ("list", [_packed(part) for part in value])
+        return ("list", [packed(part) for part in value])
     return ("value", value)
 
 
-def _unpacked(value: Any) -> Any:
+def unpacked(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _unpacked(part) for key, part in value.items()}
+        return {key: unpacked(part) for key, part in value.items()}
     kind, content = value
-    if kind == "tensor":
-        return torch.from_numpy(content)
+    if kind == "tensor":  # Ray's are read-only
+        return torch.from_numpy(content if content.flags.writeable else content.copy())
     if kind == "batch":
-        return Batch(*(_unpacked(part) for part in content))
-    return [_unpacked(part) for part in content] if kind == "list" else content
+        return Batch(*(unpacked(part) for part in content))
+    return [unpacked(part) for part in content] if kind == "list" else content
 
 
 class Part:
@@ -176,13 +181,23 @@ class Crew:
         if method == "advance":
             examples, part.population.schedule = arguments
             if isinstance(examples, Tensor):
-                assert self.data is not None
-                examples = Batch(*(kept.index_select(0, examples) for kept in self.data))
+                examples = self._learned_from(part.population, examples)
             return part.call("minibatch_losses", [examples])
         return part.call(method, arguments)
 
-    def attach(self, descriptions: Sequence[Any]) -> None:
-        self.data = Batch(*(mapped(tuple(description)) for description in descriptions))
+    def _learned_from(self, population: Population, index: Tensor) -> Batch:
+        """What a part learns from, by the numbers of the examples."""
+        assert self.data is not None
+        index = index.to(population.device)
+        if population.plan.way != "moments":
+            return Batch(*(kept.index_select(0, index) for kept in self.data))
+        if population.table is not self.data.inputs:
+            population.learn_from(self.data)
+        return Batch(index, index)
+
+    def attach(self, data: Batch | Sequence[Any]) -> None:
+        """What the parts learn from, or where it lies."""
+        self.data = data if isinstance(data, Batch) else Batch(*(mapped(tuple(one)) for one in data))
 
     def peak_memory_bytes(self) -> int:
         return machine.peak_memory_bytes()
@@ -199,12 +214,12 @@ def serve(descriptor: int) -> None:
     crew = Crew(settings)
     while True:
         try:
-            calls = _unpacked(pickle.loads(connection.recv_bytes()))
+            calls = unpacked(pickle.loads(connection.recv_bytes()))
         except (EOFError, OSError):
             return
         try:
             crew.send(calls)
-            answer = ("answer", _packed(crew.receive()))
+            answer = ("answer", packed(crew.receive()))
         except Exception as error:
             error.add_note(f"in a training process: {traceback.format_exc()}")
             answer = ("error", error)

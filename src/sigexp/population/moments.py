@@ -80,6 +80,11 @@ class Moments:
         self.centre = (q.cpu().double() @ inverse).to(inputs)
         return self.rows(inputs, targets)
 
+    def use(self, centre: Tensor) -> None:
+        """Go on with the rows that others of this model have computed, about the weights `centre` [D, K]."""
+        self._index(centre.device)
+        self.centre = centre
+
     def losses_and_gradients(
         self, params: Mapping[str, Tensor], table: Tensor, index: Tensor, weights: Tensor
     ) -> tuple[Tensor, list[Tensor]]:

@@ -1,7 +1,7 @@
 """How a population is computed: the choices that change the speed and the last bits of a run, and nothing else."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 WAYS = ("together", "one by one", "moments")
@@ -31,6 +31,10 @@ class Plan:
     def __post_init__(self) -> None:
         if self.way not in WAYS:
             raise ValueError(f"way {self.way!r}: expected one of {', '.join(WAYS)}")
+
+    def divided(self, parts: int) -> "Plan":
+        """The same in so many parts at least, each on a thread."""
+        return self if self.shards >= parts else replace(self, shards=parts, processes=parts, threads=1)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -194,13 +194,24 @@ class Population:
         """What the population learns from there; where it learns from statistics, the numbers of the examples."""
         if self.plan.way != "moments":
             return feed.take(position, count)
+        self.statistics(feed)
+        index = feed.indices(position, count).to(self.device)
+        return Batch(index, index)
+
+    def statistics(self, feed: Feed) -> Batch:
+        """What is learned from instead of examples: a row for each, and the weights that they are about."""
+        assert self.moments is not None
         if self.table is None:
-            assert self.moments is not None
             began = time.perf_counter()
             self.table = self.moments.compute(feed.data())
             log.info("second-order statistics of %d examples: %.1f s", len(self.table), time.perf_counter() - began)
-        index = feed.indices(position, count).to(self.device)
-        return Batch(index, index)
+        return Batch(self.table, self.moments.centre)
+
+    def learn_from(self, statistics: Batch) -> None:
+        """Take what `statistics` of a population of the same model gave."""
+        assert self.moments is not None
+        self.table = statistics.inputs
+        self.moments.use(statistics.targets)
 
     def step(self, batch: Batch) -> Tensor:
         """Every member advances over the same examples, in minibatches of its own size.

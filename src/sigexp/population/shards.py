@@ -5,16 +5,20 @@ processes that carry them (crew.py) changes no result.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from sigexp.population.actors import Actor
 from sigexp.population.crew import Crew, Shared, Worker
 from sigexp.population.feed import Feed
 from sigexp.population.optimizers import Schedule
 from sigexp.population.population import HPARAMS, Population, Snapshot, State, join, take
 from sigexp.problem import Batch
+
+if TYPE_CHECKING:
+    from sigexp.population.cluster import Cluster
 
 
 class Shards:
@@ -22,16 +26,27 @@ class Shards:
 
     processes: with 1 this process carries all parts, one after the other; more divide them among themselves.
     seed: of what draws while it trains, such as dropout. tune_allocator: of the processes, as `machine` has it.
+    cluster: has as many actors of Ray instead of processes.
     """
 
-    def __init__(self, whole: Population, processes: int = 1, *, seed: int = 0, tune_allocator: bool = False) -> None:
-        self.whole, self.plan, self.device, self.template = whole, whole.plan, whole.device, whole.template
+    def __init__(
+        self,
+        whole: Population,
+        processes: int = 1,
+        *,
+        seed: int = 0,
+        tune_allocator: bool = False,
+        cluster: "Cluster | None" = None,
+    ) -> None:
+        self.whole, self.plan, self.template = whole, whole.plan, whole.template
+        self.device = whole.device if cluster is None else torch.device("cpu")  # of what comes out
         self._hparams: dict[str, Tensor] = {}
         self.schedule = Schedule()
         self.peak_memory_bytes = 0
-        self.remote, self._processes, self._seed, self._tune = processes > 1, processes, seed, tune_allocator
-        self._shared: Shared | None = None
-        self._crews: list[Crew | Worker] = []
+        self.remote, self._processes = processes > 1 or cluster is not None, min(processes, self.plan.shards)
+        self._seed, self._tune, self._cluster = seed, tune_allocator, cluster
+        self._attached = False  # whether the crews have what they learn from
+        self._crews: list[Crew | Worker | Actor] = []
         self._threads = torch.get_num_threads()
         try:
             self._start()
@@ -41,19 +56,26 @@ class Shards:
             self.close(at_once=True)
             raise
 
+    def _packages(self, count: int) -> list[dict[str, Any]]:
+        """What each of so many processes carries."""
+        seeds = [self._seed * 1000 + number for number in range(self.plan.shards)]
+        return [{**self.whole.settings(), "seeds": seeds[first::count]} for first in range(count)]
+
     def _start(self) -> None:
-        numbers, processes = list(range(self.plan.shards)), self._processes
-        for first in range(min(processes, len(numbers))):
-            seeds = [self._seed * 1000 + number for number in numbers[first::processes]]
-            package = {**self.whole.settings(), "seeds": seeds}
+        self._attached = False
+        if self._cluster is not None:
+            before = [crew for crew in self._crews if isinstance(crew, Actor)]
+            self._crews = [*self._cluster.crews(self._packages, self._processes, before, self._tune)]
+            return
+        for package in self._packages(self._processes):
             self._crews.append(Worker(package, self._tune) if self.remote else Crew(package))
         if not self.remote:
             torch.set_num_threads(self.plan.threads)
 
     def restart(self) -> None:
-        """New processes in place of all, without members: `restore` gives them some."""
-        self.close(at_once=True)
-        self._shared = None
+        """New processes, in a cluster of those that are lost, without members: `restore` gives them some."""
+        if self._cluster is None:
+            self.close(at_once=True)
         self._start()
 
     def __len__(self) -> int:
@@ -107,15 +129,22 @@ class Shards:
     def drop_pending(self) -> None:
         self._ask("drop_pending")
 
+    def _attach(self, feed: Feed) -> None:
+        """Let the crews have what they learn from."""
+        data = self.whole.statistics(feed) if self.plan.way == "moments" else feed.data()
+        shared = Shared(data) if self.remote and self._cluster is None else None
+        for crew in self._crews:
+            crew.send([("attach", (shared.description if shared else data,))])
+        for crew in self._crews:
+            crew.receive()
+        if shared:
+            shared.unlink()
+        self._attached = True
+
     def advance(self, feed: Feed, position: int, count: int) -> list[Tensor]:
-        if self.remote and feed.size is not None:
-            if self._shared is None:
-                self._shared = Shared(feed.data())
-                for crew in self._crews:
-                    crew.send([("attach", (self._shared.description,))])
-                for crew in self._crews:
-                    crew.receive()
-                self._shared.unlink()
+        if feed.size is not None and (self.remote or self.plan.way == "moments"):
+            if not self._attached:
+                self._attach(feed)
             examples: Tensor | Batch = feed.indices(position, count)
         else:
             examples = feed.take(position, count)
@@ -132,7 +161,7 @@ class Shards:
     def close(self, *, at_once: bool = False) -> None:
         """End the processes; their members are gone with them. at_once: also those in the middle of a step."""
         for crew in self._crews:
-            if isinstance(crew, Worker):
+            if not isinstance(crew, Crew):
                 self.peak_memory_bytes += crew.close(at_once)
         torch.set_num_threads(self._threads)
         self._crews = []

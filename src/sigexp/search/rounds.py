@@ -24,7 +24,7 @@ from sigexp.search.records import Diverged, MemberRecord, Outcome, RoundRecord
 log = logging.getLogger("sigexp")
 Carried = Population | Shards | FusedPopulation
 MINIBATCHES = 4  # of the trainer's size that the population is given at a time
-MOST_LOST = 3  # times that lost processes are started again
+MOST_LOST = 3  # times that a round begins again with new processes
 
 
 def batch_step(batch_size: int) -> int:
@@ -119,14 +119,20 @@ class SearchLoop:
             losses=[torch.empty(0)] * len(parents),
         )  # fmt: skip
         self._restore(Snapshot(members, pool.unfinished, pool.plans))
-        self.on_pause(self, True)
+        try:
+            self.on_pause(self, True)
+        except WorkerLost as error:
+            self._recover(error)
 
     def _restore(self, snapshot: Snapshot) -> None:
         """Let the population and the losses be what they were; where processes can be lost, that is kept."""
         self.losses = [[values.to(self.population.device)] for values in self.now.losses]
         apart = isinstance(self.population, Shards) and self.population.remote
         self.again = (self.now, snapshot) if apart else None
-        self.population.restore(snapshot)
+        try:
+            self.population.restore(snapshot)
+        except WorkerLost as error:
+            self._recover(error)
 
     def _rounded(self, size: float) -> int:
         return min(max(1, round(size / self.batch_step)) * self.batch_step, self.search.batch_max)
@@ -140,16 +146,22 @@ class SearchLoop:
                 break
             except WorkerLost as error:
                 self._recover(error)
+        self.lost = 0
         self._finish(members, after)
 
     def _recover(self, error: WorkerLost) -> None:
         """Go back to where the round began, or was taken up, with new processes; raises the error after too many."""
-        self.lost += 1
-        if self.lost > MOST_LOST or self.again is None:
-            raise error
-        log.warning("%s; round %d begins again in new processes", error, self.now.number + 1)
         assert isinstance(self.population, Shards)
-        self.population.restart()
+        while True:
+            self.lost += 1
+            if self.lost > MOST_LOST or self.again is None:
+                raise error
+            log.warning("%s; round %d begins again in new processes", error, self.now.number + 1)
+            try:
+                self.population.restart()
+                break
+            except WorkerLost as another:  # with a node actors are lost one after the other
+                error = another
         self.now, snapshot = self.again
         self._restore(snapshot)
 
