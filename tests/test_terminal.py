@@ -9,7 +9,6 @@ import pytest
 from rich.console import Console
 from runs import result
 
-from sigexp.report import phases as phases_module
 from sigexp.report import terminal
 from sigexp.report.phases import Phases
 from sigexp.search.records import MemberRecord, RoundRecord
@@ -151,8 +150,7 @@ def test_phases_piped_are_a_line_each_and_their_seconds_add_up(capsys):
     assert lines == ["drawing data", "choosing how to compute", "testing", "best linear filters", "testing"]
 
 
-def test_a_phase_in_a_terminal_vanishes(screen, monkeypatch):
-    monkeypatch.setattr(phases_module, "Console", terminal.Console)
+def test_a_phase_in_a_terminal_vanishes(screen):
     with Phases() as phases:
         phases.at("testing")
         assert "testing" in screen.getvalue()
