@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import importlib.util
+import signal
 import sys
 import time
 
@@ -28,6 +29,7 @@ def main() -> int:
     given = parser.parse_args()
     if unknown := [name for name in given.modules if name not in MODULES]:
         parser.error(f"{unknown[0]}: expected {', '.join(MODULES)}")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else what is run in the background is deaf to it
     found: list[Row] = []
     for name in given.modules or MODULES:
         whole = f"{__package__}.{name}"
