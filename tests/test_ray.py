@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 from test_resume import TINY, loop, plain
-from test_shards import feed, population
+from test_shards import course, feed, population
 from torch import nn
 
 from sigexp import config as configuration
@@ -97,12 +97,9 @@ def test_actors_change_no_result(cluster, way, size):
         shards = Shards(population(5, Plan(way=way, slice=3, shards=3), **make), processes, seed=7, cluster=where)
         examples = feed(size)
         try:
-            found = [shards.advance(examples, position, 20) for position in (0, 20, 40)]
-            shards.copy(torch.tensor([4, 0, 0]))
-            found.append(shards.advance(examples, 60, 20))
-            valid = shards.evaluate(examples.take(0, 10), ["mse"])
-            states.append({**shards.state(), "valid": valid["mse"]})
-            losses.append([torch.cat(part) for part in found])
+            state, lost = course(shards, examples)
+            states.append(state)
+            losses.append(lost)
         finally:
             shards.close()
     assert equal(*states)

@@ -59,6 +59,15 @@ def feed(size: int | None = 60) -> Feed:
     return Feed(problem(size), seed=0, device=torch.device("cpu"))
 
 
+def course(shards: Shards, examples: Feed) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+    """What training with a selection in between leads to: the state with validation losses, and the losses."""
+    found = [shards.advance(examples, position, 20) for position in (0, 20, 40)]
+    shards.copy(torch.tensor([4, 0, 0]))
+    found.append(shards.advance(examples, 60, 20))
+    valid = shards.evaluate(examples.take(0, 10), ["mse"])
+    return {**shards.state(), "valid": valid["mse"]}, [torch.cat(part) for part in found]
+
+
 @pytest.mark.parametrize("way", ["together", "one by one"])
 @pytest.mark.parametrize("size", [60, None], ids=["fixed set", "stream"])
 def test_the_number_of_processes_changes_no_result(way, size):
@@ -67,12 +76,9 @@ def test_the_number_of_processes_changes_no_result(way, size):
         shards = Shards(population(5, Plan(way=way, slice=3, shards=3)), processes, seed=7)
         examples = feed(size)
         try:
-            found = [shards.advance(examples, position, 20) for position in (0, 20, 40)]
-            shards.copy(torch.tensor([4, 0, 0]))
-            found.append(shards.advance(examples, 60, 20))
-            valid = shards.evaluate(examples.take(0, 10), ["mse"])
-            states.append({**shards.state(), "valid": valid["mse"]})
-            losses.append([torch.cat(part) for part in found])
+            state, lost = course(shards, examples)
+            states.append(state)
+            losses.append(lost)
         finally:
             shards.close()
     for other, lost in zip(states[1:], losses[1:], strict=True):
