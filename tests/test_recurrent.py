@@ -1,7 +1,9 @@
 """The LSTM of a population, in torch and in C, against torch.nn.LSTM member by member."""
 
 import logging
+import shlex
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -160,6 +162,21 @@ def test_the_library_is_compiled_once(compiled, fresh, tmp_path: Path, monkeypat
     native.kernel.cache_clear()
     assert native.kernel() is not None
     assert library.stat().st_mtime_ns == made
+
+
+def test_of_many_that_start_together_one_compiles(compiled, fresh, tmp_path: Path, monkeypatch):
+    """A compiler that takes notes: five threads stand for five runs, and hold five descriptors as they would."""
+    notes, compiler, real = tmp_path / "notes", tmp_path / "cc", shlex.join(native._compiler())
+    script = f'case "$*" in *" -dM "*) ;; *) echo compiled >> "{notes}" ;; esac\nexec {real} "$@"\n'
+    compiler.write_text(f"#!/bin/sh\n{script}")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setenv("SIGEXP_DATA", str(tmp_path / "cache"))
+    with ThreadPoolExecutor(5) as pool:
+        paths = list(pool.map(lambda i: native._built(), range(5)))
+    assert notes.read_text() == "compiled\n"
+    assert len(set(paths)) == 1
+    assert paths[0].is_file()
 
 
 @pytest.mark.parametrize(("name", "value"), [("SIGEXP_NATIVE", "0"), ("CC", "/bin/false"), ("CC", "/no/such/compiler"),

@@ -5,6 +5,7 @@ so once in the log, and torch does the work. SIGEXP_NATIVE=0 has the same effect
 """
 
 import ctypes
+import fcntl
 import hashlib
 import logging
 import os
@@ -12,9 +13,9 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -109,6 +110,13 @@ def _built() -> Path:
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(path.parent):
+        if not path.exists():  # else another process has compiled it meanwhile
+            _compile(compiler, path)
+    return path
+
+
+def _compile(compiler: Sequence[str], path: Path) -> None:
     descriptor, unfinished = tempfile.mkstemp(prefix=".kernels-", suffix=".so", dir=path.parent)
     os.close(descriptor)
     try:
@@ -117,7 +125,19 @@ def _built() -> Path:
     finally:
         with suppress(OSError):
             os.unlink(unfinished)
-    return path
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, so that of many runs that start together one compiles and the others wait. The system
+    lets go of it however the process ends; a file system without locks grants it to everybody."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _compiler() -> list[str]:
