@@ -15,25 +15,32 @@ WORDS = [
     "trainer.batch_size=5", "trainer.threads=1",
 ]  # fmt: skip
 START = """
-import os, sys, time
+import os, sys
 os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 torch.set_num_threads(1)
 from sigexp import cli, experiment
 from sigexp.track import folder
-create, at = folder.create, time.time() + 3
+create, count = folder.create, int(sys.argv[1])
+(there, here), (gate, shut) = os.pipe(), os.pipe()
 def together(*arguments):
-    time.sleep(max(0, at - time.time()))
+    os.write(here, b".")
+    os.read(gate, 1)  # until the parent closes the other end: all go on at the same instant
     return create(*arguments)
-folder.create = together  # all arrive at the same instant
+folder.create = together
 children = []
-for i in range(int(sys.argv[1])):
+for i in range(count):
     child = os.fork()
     if child == 0:
+        os.close(shut)
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, 1), os.dup2(devnull, 2)
         os._exit(cli.main(sys.argv[2:]))
     children.append(child)
+os.close(here)
+while count and (arrived := os.read(there, count)):  # nothing is left to read where one has ended before
+    count -= len(arrived)
+os.close(shut)
 codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 print(codes.count(0))
 """
