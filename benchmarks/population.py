@@ -52,11 +52,12 @@ from sigexp import carrying, cli, config, evaluation, machine, training
 from sigexp.bounds import linear_bounds
 from sigexp.layers.lstm import LSTM2
 from sigexp.models import demosaic, filters, recurrent, shapes, unet
-from sigexp.population.calibrate import MOST_MOMENTS, Wanted, calibrate
+from sigexp.population.calibrate import calibrate
 from sigexp.population.feed import Feed
 from sigexp.population.moments import Moments
 from sigexp.population.plan import Plan
 from sigexp.population.population import Population
+from sigexp.population.race import MOST_MOMENTS, Wanted
 from sigexp.population.shards import Shards
 from sigexp.problem import Batch, Problem
 from sigexp.search.records import RoundRecord

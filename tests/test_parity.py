@@ -26,7 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sigexp import catalog, cli
 from sigexp.config import build
 from sigexp.layers.fft_conv import FFTConv2d
-from sigexp.population import native, together
+from sigexp.population import compiling, native, together
 from sigexp.population.convolution import (
     Geometry,
     Kernels,
@@ -365,7 +365,7 @@ COMPILED = [
 @pytest.mark.parametrize(("geometry", "size"), COMPILED)
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
 def test_the_compiled_convolution_is_conv2d(shared, geometry, size, threads, monkeypatch):
-    if native.kernel() is None:
+    if compiling.kernel() is None:
         pytest.skip("there is no C compiler")
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     for channels in ((1, 1), (2, 1), (3, 2), (1, 3), (6, 5), (5, 8)):
@@ -385,12 +385,12 @@ def test_the_compiled_convolution_is_conv2d(shared, geometry, size, threads, mon
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (2, 3), (16, 66)], ids=str)
 def test_compiled_pooling_is_max_pool2d(size):
-    if native.kernel() is None:
+    if compiling.kernel() is None:
         pytest.skip("there is no C compiler")
     x = torch.randn((9, *size), generator=torch.Generator().manual_seed(0)).mul(2).round()  # with equal ones
     x[0, 0, 1], x[1] = torch.nan, -torch.inf
     results = []
-    for pooled in (lambda x: native.Pooling.apply(native.kernel(), x), lambda x: F.max_pool2d(x, 2)):
+    for pooled in (lambda x: native.Pooling.apply(compiling.kernel(), x), lambda x: F.max_pool2d(x, 2)):
         leaf = x.clone().requires_grad_()
         out = pooled(leaf)
         factor = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
@@ -402,7 +402,7 @@ def test_compiled_pooling_is_max_pool2d(size):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("count", [2, 5, 64, 2047, 6000])
 def test_compiled_normalization_is_batch_norm(count, threads, monkeypatch):
-    if native.kernel() is None:
+    if compiling.kernel() is None:
         pytest.skip("there is no C compiler")
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     rng = torch.Generator().manual_seed(0)
@@ -410,7 +410,7 @@ def test_compiled_normalization_is_batch_norm(count, threads, monkeypatch):
     weight, bias = (torch.randn(3, generator=rng).requires_grad_() for _ in range(2))
     factor = torch.randn((3, count), generator=rng)
     mean, variance = native.statistics(x.detach())
-    found = native.Normalization.apply(native.kernel(), x, weight, bias, mean, variance, 1e-5)
+    found = native.Normalization.apply(compiling.kernel(), x, weight, bias, mean, variance, 1e-5)
     exact = [tensor.detach().double().requires_grad_() for tensor in (x, weight, bias)]
     expected = F.batch_norm(exact[0][None], None, None, *exact[1:], True)[0]
     assert_close(mean.double(), exact[0].mean(1), 1e-6, "mean")

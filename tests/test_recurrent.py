@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sigexp.population import native
+from sigexp.population import compiling
 from sigexp.population.recurrent import lstm_layers
 
 # members, inputs' members, T, B, I, H, layers, directions, bias
@@ -72,22 +72,22 @@ def largest_error(results: list[Tensor], expected: list[Tensor]) -> float:
 
 @pytest.fixture
 def compiled() -> None:
-    if native.kernel() is None:
+    if compiling.kernel() is None:
         pytest.skip("there is no C compiler")
 
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """`kernel` forgets what it has loaded, before and after."""
-    native.kernel.cache_clear()
+    compiling.kernel.cache_clear()
     yield
-    native.kernel.cache_clear()
+    compiling.kernel.cache_clear()
 
 
 @pytest.fixture(params=["torch", "C"])
 def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "torch":
-        monkeypatch.setattr(native, "kernel", lambda: None)
+        monkeypatch.setattr(compiling, "kernel", lambda: None)
     else:
         request.getfixturevalue("compiled")
 
@@ -156,24 +156,24 @@ def test_the_same_bits_every_time(compiled):
 
 def test_the_library_is_compiled_once(compiled, fresh, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("SIGEXP_DATA", str(tmp_path / "cache"))
-    assert native.kernel() is not None
+    assert compiling.kernel() is not None
     (library,) = (tmp_path / "cache").iterdir()
     made = library.stat().st_mtime_ns
-    native.kernel.cache_clear()
-    assert native.kernel() is not None
+    compiling.kernel.cache_clear()
+    assert compiling.kernel() is not None
     assert library.stat().st_mtime_ns == made
 
 
 def test_of_many_that_start_together_one_compiles(compiled, fresh, tmp_path: Path, monkeypatch):
     """A compiler that takes notes: five threads stand for five runs, and hold five descriptors as they would."""
-    notes, compiler, real = tmp_path / "notes", tmp_path / "cc", shlex.join(native._compiler())
+    notes, compiler, real = tmp_path / "notes", tmp_path / "cc", shlex.join(compiling._compiler())
     script = f'case "$*" in *" -dM "*) ;; *) echo compiled >> "{notes}" ;; esac\nexec {real} "$@"\n'
     compiler.write_text(f"#!/bin/sh\n{script}")
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
     monkeypatch.setenv("SIGEXP_DATA", str(tmp_path / "cache"))
     with ThreadPoolExecutor(5) as pool:
-        paths = list(pool.map(lambda i: native._built(), range(5)))
+        paths = list(pool.map(lambda i: compiling._built(), range(5)))
     assert notes.read_text() == "compiled\n"
     assert len(set(paths)) == 1
     assert paths[0].is_file()
@@ -194,5 +194,5 @@ def test_without_the_library_torch_does_the_work(name, value, fresh, tmp_path, m
 
 def test_a_damaged_library_is_not_used(compiled, fresh, tmp_path, monkeypatch):
     monkeypatch.setenv("SIGEXP_DATA", str(tmp_path))
-    native._built().write_bytes(b"damaged")
-    assert native.kernel() is None
+    compiling._built().write_bytes(b"damaged")
+    assert compiling.kernel() is None

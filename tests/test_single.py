@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from sigexp.layers.color import LinearizeSRGB
 from sigexp.layers.fft_conv import FFTConv2d
-from sigexp.population import native
+from sigexp.population import compiling
 from sigexp.population.convolution import Kernels
 from sigexp.population.single import SingleConvolution
 from sigexp.population.together import Together
@@ -42,7 +42,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.skipif(native.kernel() is None, reason="no C compiler here")
+@pytest.mark.skipif(compiling.kernel() is None, reason="no C compiler here")
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", MODELS)
 def test_equals_autograd(name, threads):

@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from sigexp.population.calibrate import Calibration, Wanted
+from sigexp.population.calibrate import Calibration
 from sigexp.population.fused import Call, FusedPopulation, Joint
 from sigexp.population.plan import Plan
 from sigexp.population.population import Population
+from sigexp.population.race import Wanted
 from sigexp.problem import Batch, Problem, Split
 
 T = TypeVar("T")

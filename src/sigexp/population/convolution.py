@@ -3,7 +3,7 @@
 Activations lie in memory as planes [P, C, B, H, W], whatever their logical order, because then one matrix product per
 member covers a whole minibatch, and where the input is shared one product covers all members. Four algorithms make
 a convolution of such products, a fifth of none; `Kernels` says which one a layer takes, and is filled by timing them
-(calibrate.py).
+(race.py).
 
 direct: compiled (convolution.c): no windows are copied; nearly as fast as the processor, where there is a compiler.
 patches: the windows of the input as columns (im2col), then one product; best for few input channels.
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sigexp.layers.fft_conv import FFTCorrelation
-from sigexp.population import native
+from sigexp.population import compiling, native
 
 Pair = native.Pair
 WINDOW_VALUES = 2**21  # numbers in the columns that are made at a time
@@ -117,7 +117,7 @@ def _candidates(geometry: Geometry, x: Tensor, weight: Tensor) -> dict[str, Call
     rows, columns = geometry.transposed().padding
     within = rows >= 0 and columns >= 0  # no output without an input under its kernel
     found: dict[str, Callable[..., Tensor]] = {}
-    if unit and within and native.takes(x, weight) and not (shared and x.requires_grad):
+    if unit and within and compiling.takes(x, weight) and not (shared and x.requires_grad):
         found["direct"] = by_direct
     if unit and geometry.dilation == (1, 1) and height * width >= 81 and inputs * outputs <= 64:
         found["fft"] = by_fft
@@ -138,7 +138,9 @@ def _candidates(geometry: Geometry, x: Tensor, weight: Tensor) -> dict[str, Call
 def by_direct(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Without windows, compiled; stride 1."""
     size = geometry.extent((x.shape[3], x.shape[4]))
-    return native.DirectConvolution.apply(native.kernel(), x, weight, bias, size, geometry.padding, geometry.dilation)
+    return native.DirectConvolution.apply(
+        compiling.kernel(), x, weight, bias, size, geometry.padding, geometry.dilation
+    )
 
 
 def by_patches(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sigexp.population import native
+from sigexp.population import compiling, native
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 
@@ -29,7 +29,7 @@ def lstm_layers(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x [Q, T, B, I] with Q = 1 or P; weights [P, ...] in torch's order; initial states zero.
 
-    compiled: by lstm.c, where `native.takes` them.
+    compiled: by lstm.c, where `compiling.takes` them.
 
     Returns outputs [P, T, B, D H], last h and last c [P, layers D, B, H], as `torch.nn.LSTM` for every member.
     """
@@ -39,7 +39,7 @@ def lstm_layers(
     for layer in range(layers):
         first = layer * directions * per_direction
         own = [weights[first + d * per_direction : first + (d + 1) * per_direction] for d in range(directions)]
-        scan = _native_layer if compiled and native.takes(x, *(t for own in weights for t in own)) else _layer
+        scan = _native_layer if compiled and compiling.takes(x, *(t for own in weights for t in own)) else _layer
         x, c = scan(x, own, has_bias)
         last = x.unflatten(3, (directions, -1))
         hidden += [last[:, -1, :, 0], last[:, 0, :, -1]][:directions]
@@ -55,7 +55,7 @@ def _joined(own: Sequence[Tensor], has_bias: bool) -> Tensor:
 
 def _native_layer(x: Tensor, weights: Sequence[Sequence[Tensor]], has_bias: bool) -> tuple[Tensor, Tensor]:
     joined = torch.stack([_joined(own, has_bias) for own in weights], 1)  # [P, D, 4 H, K]
-    return native.NativeScan.apply(native.kernel(), x, joined.unflatten(2, (4, -1)).permute(0, 1, 3, 4, 2))
+    return native.NativeScan.apply(compiling.kernel(), x, joined.unflatten(2, (4, -1)).permute(0, 1, 3, 4, 2))
 
 
 def _layer(x: Tensor, weights: Sequence[Sequence[Tensor]], has_bias: bool) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sigexp.population import native
+from sigexp.population import compiling, native
 from sigexp.population.convolution import Geometry
 from sigexp.population.moments import front_and_layer
 from sigexp.problem import Batch, PerExample
@@ -44,7 +44,7 @@ class SingleConvolution:
         return cls(front, layer, geometry, [] if zeros else layer._reversed_padding_repeated_twice)
 
     def takes(self, params: Mapping[str, Tensor], batch: Batch) -> bool:
-        return native.takes(batch.inputs, batch.targets, *params.values())
+        return compiling.takes(batch.inputs, batch.targets, *params.values())
 
     def losses_and_gradients(
         self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch, weights: Tensor

@@ -27,7 +27,7 @@ from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.overrides import TorchFunctionMode
 
 from sigexp.layers.fft_conv import fft_conv2d
-from sigexp.population import native
+from sigexp.population import compiling, native
 from sigexp.population.convolution import Geometry, Kernels, convolve, pair
 from sigexp.population.recurrent import lstm_layers
 from sigexp.population.single import SingleConvolution
@@ -203,12 +203,12 @@ def batch_norm(
         None if t is None else t.members(count).view(-1) for t in (running_mean, running_var, weight, bias)
     )
     rows = planes.view(planes.shape[0] * planes.shape[1], -1)
-    if training and native.takes(rows):
+    if training and compiling.takes(rows):
         found = native.statistics(rows)
         learn(mean, variance, *found, momentum, rows.shape[1])
         scale = torch.ones_like(found[0]) if scale is None else scale
         shift = torch.zeros_like(found[0]) if shift is None else shift
-        out = native.Normalization.apply(native.kernel(), rows, scale, shift, *found, eps)
+        out = native.Normalization.apply(compiling.kernel(), rows, scale, shift, *found, eps)
     else:
         out = F.batch_norm(rows[None], mean, variance, scale, shift, training, momentum, eps)
     return out.view(planes.shape).transpose(1, 2)
@@ -231,8 +231,8 @@ def max_pool2d(
         return each(F.max_pool2d, count, x, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     planes = x.members(count).transpose(1, 2)
     squares = pair(kernel_size) == pair(stride or kernel_size) == (2, 2) and min(planes.shape[3:]) > 1
-    if squares and pair(padding) == (0, 0) and pair(dilation) == (1, 1) and not ceil_mode and native.takes(planes):
-        out = native.Pooling.apply(native.kernel(), planes.flatten(0, 2))
+    if squares and pair(padding) == (0, 0) and pair(dilation) == (1, 1) and not ceil_mode and compiling.takes(planes):
+        out = native.Pooling.apply(compiling.kernel(), planes.flatten(0, 2))
     else:
         out = F.max_pool2d(planes.flatten(0, 2), kernel_size, stride, padding, dilation, ceil_mode)
     return out.view(*planes.shape[:3], *out.shape[1:]).transpose(1, 2)
@@ -259,7 +259,7 @@ def lstm(
     def run(compiled, x, *weights):
         return lstm_layers(x, weights, layers, 1 + bidirectional, has_bias, compiled)
 
-    ways = {"compiled": partial(run, True)} if native.takes(sequences, *stacked) else {}
+    ways = {"compiled": partial(run, True)} if compiling.takes(sequences, *stacked) else {}
     out, h, c = kernels.pick(
         f"lstm {tuple(stacked[0].shape[1:])}", {**ways, "torch": partial(run, False)}, (sequences, *stacked)
     )

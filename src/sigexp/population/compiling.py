@@ -1,0 +1,151 @@
+"""Layers of populations in C, compiled for this machine at their first use and kept in the cache.
+
+The compiler is `$CC`, else cc, gcc or clang. Where there is none, or anything else fails, `kernel()` gives None, says
+so once in the log, and torch does the work. SIGEXP_NATIVE=0 has the same effect.
+"""
+
+import ctypes
+import fcntl
+import hashlib
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sigexp.machine import cache_dir
+
+log = logging.getLogger("sigexp")
+
+SOURCES = [Path(__file__).with_name(name) for name in ("convolution.c", "lstm.c", "normalization.c", "pooling.c")]
+# Not -ffast-math: NaN has to stay NaN, so that a member that diverged is seen.
+FLAGS = (
+    "-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-shared",
+    "-fPIC", "-w",
+)  # fmt: skip
+TIMEOUT_S = 60
+
+
+class Shape(ctypes.Structure):
+    """`Shape` of lstm.c."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("members", "directions", "time", "examples", "inputs", "hidden")]
+
+
+class Strides(ctypes.Structure):
+    """`Strides` of lstm.c, of a tensor [P, T, B, C] in elements."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("member", "time", "example", "channel")]
+
+
+class Convolution(ctypes.Structure):
+    """`Shape` of convolution.c."""
+
+    _names = (
+        "members shared examples inputs outputs height width out_height out_width kernel_height kernel_width pad_rows "
+        "pad_columns step_rows step_columns"
+    )
+    _fields_ = [(name, ctypes.c_int64) for name in _names.split()]
+
+
+POINTER, NUMBER = ctypes.c_void_p, ctypes.c_int64
+SIGNATURES = {
+    "convolution_forward": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 4)),
+    "convolution_backward": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 6)),
+    "convolution_learn": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 7)),
+    "normalization_statistics": (None, (*[NUMBER] * 3, *[POINTER] * 3)),
+    "normalization_forward": (None, (*[NUMBER] * 3, *[POINTER] * 5)),
+    "normalization_backward": (None, (*[NUMBER] * 3, *[POINTER] * 8)),
+    "pooling_forward": (None, (*[NUMBER] * 3, *[POINTER] * 3)),
+    "pooling_backward": (None, (*[NUMBER] * 3, *[POINTER] * 3)),
+    "lstm_block": (ctypes.c_int64, ()),
+    "lstm_forward": (ctypes.c_int, (Shape, POINTER, Strides, *[POINTER] * 4)),
+    "lstm_backward": (ctypes.c_int, (Shape, POINTER, Strides, *[POINTER] * 4, Strides, *[POINTER] * 3)),
+}
+
+
+@cache
+def kernel() -> ctypes.CDLL | None:
+    """The compiled functions, or None. The first call on a machine takes two seconds."""
+    if os.environ.get("SIGEXP_NATIVE") == "0":
+        return None
+    try:
+        library = ctypes.CDLL(str(_built()))
+        for name, (result, arguments) in SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+        return library
+    except (OSError, ValueError, RuntimeError, AttributeError, subprocess.SubprocessError) as reason:
+        log.info("training goes on without compiled kernels: %s", " ".join(str(reason).split())[:200])
+        return None
+
+
+def takes(*tensors: Tensor) -> bool:
+    """Whether the compiled functions can do these, and are there."""
+    usable = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+    return usable and all(t.numel() for t in tensors) and not torch.is_autocast_enabled("cpu") and kernel() is not None
+
+
+def _built() -> Path:
+    """Path of the compiled library, after compiling it where that is still to do."""
+    compiler = _compiler()
+    # What the compiler defines names its own version and every extension of this processor.
+    target = _run([*compiler, *FLAGS, "-dM", "-E", "-x", "c", os.devnull])
+    sources = [source.read_bytes() for source in SOURCES]
+    digest = hashlib.sha256(b"\0".join([*sources, repr((compiler, FLAGS)).encode(), target]))
+    path = cache_dir() / f"kernels-{digest.hexdigest()[:24]}.so"
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(path.parent):
+        if not path.exists():  # else another process has compiled it meanwhile
+            _compile(compiler, path)
+    return path
+
+
+def _compile(compiler: Sequence[str], path: Path) -> None:
+    descriptor, unfinished = tempfile.mkstemp(prefix=".kernels-", suffix=".so", dir=path.parent)
+    os.close(descriptor)
+    try:
+        _run([*compiler, *FLAGS, *map(str, SOURCES), "-o", unfinished])
+        os.replace(unfinished, path)
+    finally:
+        with suppress(OSError):
+            os.unlink(unfinished)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, so that of many runs that start together one compiles and the others wait. The system
+    lets go of it however the process ends; a file system without locks grants it to everybody."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _compiler() -> list[str]:
+    if chosen := os.environ.get("CC"):
+        return shlex.split(chosen)
+    found = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
+    if found is None:
+        raise OSError("there is no C compiler (cc, gcc or clang)")
+    return [found]
+
+
+def _run(command: list[str]) -> bytes:
+    return subprocess.run(
+        command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        timeout=TIMEOUT_S,
+    ).stdout  # fmt: skip

@@ -1,0 +1,297 @@
+"""Candidate plans race on real training steps of members that are thrown away, in a small share of the run.
+
+A candidate that disagrees with training the members one by one is out of the race, whatever its speed.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sigexp import machine
+from sigexp.population.moments import Moments
+from sigexp.population.optimizers import LARGE
+from sigexp.population.plan import Plan
+from sigexp.population.population import Population, take
+from sigexp.problem import Batch
+
+log = logging.getLogger("sigexp")
+SHARE, LEAST_SECONDS = 0.03, 0.5  # of the expected seconds of training, and besides, that the race may cost
+PROCESS_SECONDS = 3.0  # that it takes to start the processes
+PROCESS_EFFICIENCY = 0.92  # of processes side by side, against each alone
+SLICES = (16, 32, 10**6, 64, 4, 8)  # examples a pass that are tried, in this order; a million is the whole minibatch
+FEW = 4  # members of a large model that are timed together
+EQUAL = 0.95  # of the best rate, above which candidates are equal
+CLOSE, ROUNDS = 0.8, 3  # of the best rate, above which candidates run that many times again, in turns
+MOST_MOMENTS = 8  # times as many numbers as an example has, above which statistics do not pay
+AGREEMENT = 2e-3  # relative difference of losses between two ways of computing in float32
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the trainer's settings leave open, and the extent of the run.
+
+    execution: auto, together, sequential or moments. processes: a number, or None for what is quicker. threads: of the
+    arithmetic in all. memory_limit: bytes for the activations of a pass, or None for half of what is free.
+    samples: member-samples of the whole run. members: that train for most of it.
+    """
+
+    execution: str = "auto"
+    processes: int | None = None
+    threads: int = 1
+    memory_limit: int | None = None
+    samples: int = 100_000
+    members: int = 8
+
+
+class Race:
+    """One race; `rates` collects what was measured."""
+
+    def __init__(self, population: Population, batch: Batch, wanted: Wanted) -> None:
+        self.population, self.batch, self.wanted = population, batch, wanted
+        self.rates: dict[str, float] = {}
+        self.timed: list[Plan] = []
+        self.best: tuple[float, Plan] = (0.0, Plan())
+        self.began = time.perf_counter()
+        self.state = population.view()
+        self.size = len(batch.inputs)
+
+    def run(self) -> Plan:
+        threads = torch.get_num_threads()
+        apart = self._may_divide()
+        members = max(1, self.wanted.members // apart)
+        try:
+            torch.set_num_threads(1 if apart > 1 else self.wanted.threads)
+            for plan in self._candidates(members, torch.get_num_threads()):
+                self._enter(plan, members)
+            self._decide_between_near_equals(members)
+            if apart > 1:
+                self._decide_on_processes(apart)
+        finally:
+            torch.set_num_threads(threads)
+        return self.best[1]
+
+    def _may_divide(self) -> int:
+        """Into how many parts the population could be divided."""
+        if self.population.device.type != "cpu" or self.wanted.processes == 1:
+            return 1
+        return max(1, min(self.wanted.processes or self.wanted.threads, self.wanted.members))
+
+    def _candidates(self, members: int, threads: int) -> Iterator[Plan]:
+        """In the order in which they are likely to win, because the time may not do for all."""
+        alone = Plan(threads=threads)
+        images = self.batch.inputs.ndim == 4 and self.population.device.type == "cpu"
+        in_turn = [replace(alone, channels_last=True)] * images + [alone]
+        if not self._agrees():
+            yield from in_turn
+            return
+        together = replace(alone, way="together", kernels=self._kernels())
+        most = self._most_examples(together)
+        apart = self.wanted.members
+        if self.population.whole:
+            divided = most * apart >= self.size > 1 and apart > 1
+            if divided:
+                yield replace(together, shards=apart)
+            if self.wanted.execution == "auto" or not (divided or most >= self.size):
+                yield from in_turn
+            if most >= self.size:
+                yield together
+            return
+        lengths = [*dict.fromkeys(min(length, most, self.size) for length in SLICES)]
+        if self._large():  # activations are the lesser part
+            lengths = [min(most, self.size)]
+        for number, length in enumerate(lengths):
+            yield replace(together, slice=length)
+            if number == min(2, len(lengths) - 1) and self.wanted.execution == "auto":
+                yield from in_turn
+
+    def _agrees(self) -> bool:
+        """Whether vmap takes the model, and what comes out is what the members give one by one."""
+        some = Batch(*(part[: min(8, self.size)] for part in self.batch))
+        count = min(2, len(self.population))
+        try:
+            alone, fused = (
+                self._trial(Plan(way=way, slice=length), count, len(some.inputs))
+                for way, length in (("one by one", None), ("together", None if self.population.whole else 4))
+            )
+            if any(isinstance(module, nn.modules.dropout._DropoutNd) for module in self.population.template.modules()):
+                fused.minibatch_losses(some)
+                return True
+            for _ in range(2):
+                expected, got = (torch.cat(trial.minibatch_losses(some)) for trial in (alone, fused))
+                if not torch.allclose(expected, got, rtol=AGREEMENT, atol=1e-6, equal_nan=True):
+                    log.info("members train one by one: the model's examples are not independent of each other")
+                    return False
+            return True
+        except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
+            log.info("members train one by one: %s", str(error).strip().partition("\n")[0])
+            return False
+
+    def _trial(self, plan: Plan, members: int, batch_size: int) -> Population:
+        """A population of some members as they are now, that computes by `plan`."""
+        rows = torch.arange(members) % len(self.population)
+        trial = self.population.twin(plan)
+        trial.load_state(take(self.state, rows))
+        trial.set_hparams({**trial.hparams, "batch_size": torch.full((members,), batch_size)})
+        return trial
+
+    def _kernels(self) -> dict[str, str]:
+        """The quickest algorithm of every convolution, raced on a few members and examples."""
+        count = min(4, self.size)
+        trial = self._trial(Plan(way="together"), min(4, self.wanted.members), count)
+        kernels = trial.together.kernels
+        kernels.choose = _quickest
+        trial.minibatch_losses(Batch(*(part[:count] for part in self.batch)))
+        return dict(kernels.chosen)
+
+    def _most_examples(self, plan: Plan) -> int:
+        """Examples whose activations fit into the memory limit for all members together."""
+        count = min(2, self.size)
+        trial = self._trial(plan, 1, count)
+        saved: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            trial.minibatch_losses(Batch(*(part[:count] for part in self.batch)))
+        limit = self._memory_limit()
+        # Twice what is saved, for what lives beside it.
+        most = limit // max(1, 2 * self.wanted.members * sum(saved.values()) // count)
+        if most < self.size:
+            log.info("a pass takes %d examples: more would not fit into %.1f GB", max(1, most), limit / 1e9)
+        return max(1, int(most))
+
+    def _memory_limit(self) -> int:
+        return self.wanted.memory_limit or machine.free_memory_bytes(str(self.population.device)) // 2
+
+    def _extent(self, plan: Plan, members: int) -> tuple[int, int]:
+        """Members and examples of the steps that are timed."""
+        rows = members if plan.way == "together" and plan.shards == 1 else 1
+        rows = min(rows, FEW) if self._large() else rows  # they are copies
+        # With many parameters the update, once a minibatch, is a good part of a step.
+        whole = self.population.whole or self._large()
+        return rows, self.size if whole else min(self.size, plan.slice or 64)
+
+    def _large(self) -> bool:
+        return sum(parameter.numel() for parameter in self.population.template.parameters()) >= LARGE
+
+    def _enter(self, plan: Plan, members: int) -> None:
+        """Time a candidate, if the race's share of the run leaves time for it."""
+        rows, length = self._extent(plan, members)
+        if self.best[0] and self._left() < 2 * rows * length / self.best[0]:
+            return
+        rate = self._time(plan, rows, length)
+        self.rates[str(plan)] = rate
+        self.timed.append(plan)
+        if rate > self.best[0]:
+            self.best = (rate, plan)
+
+    def _left(self) -> float:
+        """Seconds that the race may still take."""
+        return LEAST_SECONDS + SHARE * self.wanted.samples / self.best[0] - (time.perf_counter() - self.began)
+
+    def _decide_between_near_equals(self, members: int) -> None:
+        """Other work on the machine may have slowed one of them down, so they take turns."""
+        near = [plan for plan in self.timed if self.rates[str(plan)] > CLOSE * self.best[0]]
+        for plan in near * ROUNDS if len(near) > 1 else []:
+            rows, length = self._extent(plan, members)
+            if self._left() < 2 * rows * length / self.best[0]:
+                break
+            self.rates[str(plan)] = max(self.rates[str(plan)], self._time(plan, rows, length))
+        best = max(self.rates[str(plan)] for plan in near)
+        # Of those that are as good, the one with the least memory: large tensors cost more in a long run.
+        equal = [plan for plan in near if self.rates[str(plan)] > EQUAL * best]
+        plan = min(equal, key=lambda plan: (plan.slice or self.size) * self._extent(plan, members)[0])
+        self.best = (self.rates[str(plan)], plan)
+
+    def _time(self, plan: Plan, rows: int, length: int) -> float:
+        """Member-samples per second of training steps; the first, which fills caches, counts only if it is slow."""
+        trial = self._trial(plan, rows, length)
+        batch = Batch(*(part[:length] for part in self.batch))
+        least = float("inf")
+        for repeat in range(3):
+            began = time.perf_counter()
+            trial.minibatch_losses(batch)
+            _synchronize(self.population.device)
+            least = min(least, time.perf_counter() - began)
+            if repeat and least > 0.1:
+                break
+        return rows * length / least
+
+    def _decide_on_processes(self, apart: int) -> None:
+        """Parts on a thread each, or all members on all threads: by the time to the end of the run."""
+        alone, plan = self.best
+        divided = replace(plan, shards=max(plan.shards, apart), processes=apart)
+        whole = replace(plan, threads=self.wanted.threads)
+        rate = PROCESS_EFFICIENCY * apart * alone
+        self.best = (rate, divided)
+        if self.wanted.processes:
+            return
+        if self.wanted.samples * (1 / alone - 1 / rate) > PROCESS_SECONDS:
+            if plan.way == "one by one":  # small operations divide badly among threads, and not at all on a busy core
+                return
+            torch.set_num_threads(self.wanted.threads)
+            self.rates[str(whole)] = self._time(whole, *self._extent(plan, self.wanted.members))
+            if self.wanted.samples * (1 / self.rates[str(whole)] - 1 / rate) > PROCESS_SECONDS:
+                return
+        self.best = (alone, whole)
+
+    def against_moments(self, moments: Moments, size: int) -> Plan:
+        """The winner so far, or second-order statistics, by the time to the end of the run, statistics included."""
+        limit = self._memory_limit()
+        numbers = sum(part[0].numel() for part in self.batch)
+        if moments.values * size * 8 > limit or moments.values > MOST_MOMENTS * numbers:
+            return self.best[1]
+        some = Batch(*(part[:64] for part in self.batch))
+        began = time.perf_counter()
+        table = moments.compute(some)
+        once = time.perf_counter()
+        moments.rows(*some)  # what the other examples will take; `compute` fits the centre besides
+        statistics = once - began + (time.perf_counter() - once) * size / len(some.inputs)
+        plan = Plan(way="moments", threads=self.wanted.threads)
+        trial = self._trial(plan, self.wanted.members, self.size)
+        trial.moments, trial.table = moments, table
+        index = torch.arange(self.size) % len(table)
+        least = float("inf")
+        for _ in range(5):
+            began = time.perf_counter()
+            trial.minibatch_losses(Batch(index, index))
+            least = min(least, time.perf_counter() - began)
+        rate = self.wanted.members * self.size / least
+        self.rates[str(plan)] = rate
+        quicker = statistics + self.wanted.samples / rate < 0.8 * self.wanted.samples / self.best[0]
+        return plan if quicker else self.best[1]
+
+
+def _quickest(candidates: Mapping[str, Callable], arguments: tuple[Any, ...]) -> str:
+    """The name of the quickest candidate; the first, unless another is clearly quicker."""
+    times: dict[str, float] = {}
+    for name, function in candidates.items():
+        least = float("inf")
+        for _ in range(3):
+            own = [a.detach().requires_grad_(a.requires_grad) if isinstance(a, Tensor) else a for a in arguments]
+            began = time.perf_counter()
+            result = function(*own)
+            out = result[0] if isinstance(result, tuple) else result
+            learned = [a for a in own if isinstance(a, Tensor) and a.requires_grad]
+            if learned:
+                torch.autograd.grad(out, learned, torch.ones_like(out))
+            _synchronize(out.device)
+            least = min(least, time.perf_counter() - began)
+            if least > 0.05:
+                break
+        times[name] = least
+    best = min(times, key=lambda name: times[name])
+    first = next(iter(times))
+    return best if times[best] < 0.85 * times[first] else first
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
