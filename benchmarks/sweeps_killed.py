@@ -127,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--jobs", type=int, default=64)
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--launcher", default="", help="hydra/launcher, such as joblib; by default one after another")
+    parser.add_argument("--launcher", default="", help="hydra/launcher: basic, joblib; by default the one of -m, fused")
     parser.add_argument("--repeat", type=int, default=4, help="killed runs to compare with undisturbed ones")
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results/sweeps_killed.md"))
     given = parser.parse_args()

@@ -69,7 +69,7 @@ PROMISED = {
     "python.md": "outputs/bayer/deep/*/result.json",
     "results.md": " ".join(f"outputs/gaussian/linear/*/{name}" for name in FILES),
     "sweeps.md": "sweep.html linear.csv outputs/sweeps/*/multirun.yaml outputs/sweeps/*/sweep.jsonl "
-    "outputs/sweeps/*/compare.html",
+    "outputs/sweeps/*/report.html",
 }
 
 

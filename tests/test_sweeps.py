@@ -86,7 +86,7 @@ def test_a_second_start_skips_what_is_finished(workdir, stub, capsys):
         ["linear", "2"], ["separable", "2"]
     ]  # fmt: skip
     folder = last_sweep(workdir)
-    assert "separable" in (folder / "compare.html").read_text()
+    assert "separable" in (folder / "report.html").read_text()
     jobs = [json.loads(line) for line in (folder / sweep.FILE).read_text().splitlines()]
     assert len(jobs) == 4, "one line a job when it is over"
     assert jobs[3]["overrides"][-2:] == ["model=separable", "seed=1"]

@@ -22,7 +22,7 @@ from sigexp.track import folder as folders
 from sigexp.track.record import Record, Unreadable, printable, read
 from sigexp.track.sweep import Job, Ledger
 
-PAGE = "compare.html"
+PAGE = "report.html"
 POLL_S = 0.3  # between two looks at what other processes have come to
 
 
