@@ -1,5 +1,6 @@
 """Losses and gradients out of second-order statistics against autograd on the module itself, in float64."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -13,8 +14,10 @@ from sigexp.layers.bayer import ColourPreservingConv
 from sigexp.layers.color import LinearizeSRGB
 from sigexp.layers.fft_conv import FFTConv2d
 from sigexp.models.filters import conv1x1, conv1x1_degamma, fc, linear
-from sigexp.population import moments
+from sigexp.population import compiling, moments
 from sigexp.population.moments import Moments
+from sigexp.population.plan import Plan
+from sigexp.population.population import Population
 from sigexp.problem import Batch
 from sigexp.signal.quality import cross_entropy, mse
 
@@ -34,6 +37,9 @@ MODELS = {
 }
 
 
+IMAGES = [name for name in MODELS if not any(isinstance(m, nn.Linear) for m in MODELS[name][0].modules())]
+
+
 def data(model: nn.Module, shape: tuple[int, ...], examples: int = 7, *, noise: float = 1.0) -> Batch:
     """Random inputs, and targets that a linear model reaches but for the noise; seeded."""
     rng = torch.Generator().manual_seed(0)
@@ -41,6 +47,12 @@ def data(model: nn.Module, shape: tuple[int, ...], examples: int = 7, *, noise: 
     with torch.no_grad():
         y = model.double()(x.clone())
     return Batch(x, y + noise * torch.randn(y.shape, generator=rng, dtype=torch.float64))
+
+
+def single(model: nn.Module, shape: tuple[int, ...], **settings: float) -> tuple[nn.Module, Batch]:
+    """A copy of the model and `data`, in float32."""
+    batch = data(copy.deepcopy(model), shape, **settings)
+    return copy.deepcopy(model).float(), Batch(*(part.float() for part in batch))
 
 
 def stacked(model: nn.Module, count: int) -> dict[str, torch.Tensor]:
@@ -183,3 +195,69 @@ def test_a_small_loss_in_float32():
     torch.testing.assert_close(losses.double(), true, rtol=2e-2, atol=0)
     for gradient, expected in zip(gradients, true_gradients, strict=True):
         assert (gradient.double() - expected).norm() < 2e-2 * expected.norm()
+
+
+@pytest.mark.skipif(compiling.kernel() is None, reason="no C compiler here")
+@pytest.mark.parametrize("name", IMAGES)
+def test_compiled_statistics_are_those_of_torch(name, monkeypatch):
+    model, batch = single(*MODELS[name], examples=9)
+    statistics = Moments.of(model, mse)
+    assert statistics is not None
+    monkeypatch.setattr(moments, "CHUNK", 3 * (statistics.values + batch.targets[0].numel()))
+    table, centre = statistics.compute(batch), statistics.centre
+    monkeypatch.setattr(compiling, "kernel", lambda: None)
+    statistics.use(centre)
+    expected = statistics.rows(*batch)
+    assert (table - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_losses_of_single_examples(name):
+    model, shape = MODELS[name]
+    batch, params = data(model, shape), stacked(model, 3)
+    statistics = Moments.of(model, mse)
+    assert statistics is not None
+    table = statistics.compute(batch)
+    members = [{name: tensor[p] for name, tensor in params.items()} for p in range(3)]
+    expected = [mse(functional_call(model, member, (batch.inputs.clone(),)), batch.targets) for member in members]
+    torch.testing.assert_close(statistics.losses(params, table), torch.stack(expected), rtol=1e-10, atol=1e-10)
+
+
+def test_validation_out_of_statistics():
+    """Computed once for examples that come again, anew where they have changed; not where another metric is asked."""
+    model, batch = single(*MODELS["bayer"], examples=20)
+    hparams = {name: torch.full((2,), 0.01 * (name == "lr")) for name in ("lr", "momentum", "weight_decay")}
+    population = Population(
+        [model, nn.Conv2d(3, 3, 5, padding=2)], loss=mse, metrics={"mse": mse, "other": lambda a, b: mse(a, b) + 1},
+        optimizer="sgd", hparams={**hparams, "batch_size": torch.full((2,), 5)}, plan=Plan(way="moments"),
+    )  # fmt: skip
+    statistics = population.moments
+    assert statistics is not None
+    population.table = statistics.compute(batch)
+    valid = Batch(*(part[:9].clone() for part in batch))
+
+    def agrees(metrics: list[str]) -> None:
+        found = population.evaluate(valid, metrics)
+        expected = torch.stack([mse(out, valid.targets) for out in population.predict(valid.inputs)])
+        torch.testing.assert_close(found["loss"], expected)
+        assert found.keys() == {"loss", *metrics}
+
+    agrees(["mse"])
+    first = statistics.again(valid)
+    assert first is statistics.again(valid)
+    population.minibatch_losses(Batch(torch.arange(5), torch.arange(5)))
+    agrees(["mse"])
+    valid.inputs.mul_(2)
+    agrees(["mse"])
+    assert statistics.again(valid) is not first
+    agrees(["mse", "other"])
+
+
+def test_no_more_rows_are_kept_than_memory_allows(monkeypatch):
+    model, batch = single(*MODELS["bayer"])
+    statistics = Moments.of(model, mse)
+    assert statistics is not None
+    statistics.compute(batch)
+    monkeypatch.setattr(moments, "MOST_BYTES", 10 * 4 * statistics.values)
+    assert statistics.again(batch) is not None
+    assert statistics.again(Batch(*(part.clone() for part in batch))) is None

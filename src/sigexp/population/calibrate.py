@@ -51,9 +51,9 @@ def calibrate(population: Population, feed: Feed, wanted: Wanted, cache: Path | 
             )
         plan = Plan(way="moments", threads=wanted.threads)
     else:
-        plan = race.run()
         if wanted.execution == "auto" and population.moments is not None and feed.size is not None:
-            plan = race.against_moments(population.moments, feed.size)
+            race.time_moments(population.moments, feed.size)
+        plan = race.run()
     found = Calibration(plan, {name: round(rate, 1) for name, rate in race.rates.items()}, time.perf_counter() - began)
     if path and wanted.execution == "auto":
         _write(path, found)

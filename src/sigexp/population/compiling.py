@@ -25,7 +25,9 @@ from sigexp.machine import cache_dir
 
 log = logging.getLogger("sigexp")
 
-SOURCES = [Path(__file__).with_name(name) for name in ("convolution.c", "lstm.c", "normalization.c", "pooling.c")]
+SOURCES = [
+    Path(__file__).with_name(name) for name in ("convolution.c", "lstm.c", "moments.c", "normalization.c", "pooling.c")
+]
 # Not -ffast-math: NaN has to stay NaN, so that a member that diverged is seen.
 FLAGS = (
     "-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-shared",
@@ -56,11 +58,19 @@ class Convolution(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in _names.split()]
 
 
+class Windows(ctypes.Structure):
+    """`Windows` of moments.c."""
+
+    _names = "channels height width kernel_height kernel_width step_rows step_columns outputs bias"
+    _fields_ = [(name, ctypes.c_int64) for name in _names.split()]
+
+
 POINTER, NUMBER = ctypes.c_void_p, ctypes.c_int64
 SIGNATURES = {
     "convolution_forward": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 4)),
     "convolution_backward": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 6)),
     "convolution_learn": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 7)),
+    "moments_rows": (ctypes.c_int, (Windows, NUMBER, *[POINTER] * 4)),
     "normalization_statistics": (None, (*[NUMBER] * 3, *[POINTER] * 3)),
     "normalization_forward": (None, (*[NUMBER] * 3, *[POINTER] * 5)),
     "normalization_backward": (None, (*[NUMBER] * 3, *[POINTER] * 8)),

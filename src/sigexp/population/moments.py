@@ -26,6 +26,7 @@ from sigexp.layers.chain import chain
 from sigexp.layers.color import LinearizeSRGB
 from sigexp.layers.fft_conv import FFTConv2d
 from sigexp.layers.padding import SymmetricPad
+from sigexp.population import compiling, native
 from sigexp.population.convolution import Geometry, _patches
 from sigexp.problem import Batch, PerExample
 from sigexp.signal.quality import mse
@@ -37,6 +38,7 @@ RESHAPING = (nn.Identity, nn.Flatten, nn.Unflatten)
 FIXED = (*RESHAPING, *ACTIVATIONS.values(), LinearizeSRGB, SymmetricPad)
 
 CHUNK = 2**21  # numbers worked on at once, 8 MB of float32
+MOST_BYTES = 500_000_000  # of rows that are kept beside the training set's
 RANK_TOLERANCE = 1e-6  # of R's largest eigenvalue; what is smaller is rounding in float32
 
 
@@ -48,6 +50,7 @@ class Moments:
     """
 
     centre: Tensor  # [D, K], the C of the statistics; set by `compute`
+    _again: dict[tuple[int, ...], tuple[Batch, Tensor]]  # rows of examples that come again, about that centre
 
     def __init__(self, front: nn.Module, layer: nn.Linear | nn.Conv1d | nn.Conv2d) -> None:
         """front: what comes before the layer, without parameters. Use `of`, which finds both in a model."""
@@ -70,20 +73,30 @@ class Moments:
         so `losses_and_gradients` takes the rows of the last one only.
         """
         inputs, targets = batch
-        self._index(inputs.device)
-        self.centre = inputs.new_zeros(self.outputs, self.features)
+        self.use(inputs.new_zeros(self.outputs, self.features))
         enough = 64 + 2 * self.features * self.outputs // targets[0].numel()
         few = max(1, len(inputs) // enough)
         R, q, _ = self._unpack(self.rows(inputs[::few], targets[::few]).sum(0))
         # Float64 for the small eigenvalues; on the CPU because not every device has it.
         inverse = torch.linalg.pinv(R.cpu().double(), rtol=RANK_TOLERANCE, hermitian=True)
-        self.centre = (q.cpu().double() @ inverse).to(inputs)
+        self.use((q.cpu().double() @ inverse).to(inputs))
         return self.rows(inputs, targets)
 
     def use(self, centre: Tensor) -> None:
         """Go on with the rows that others of this model have computed, about the weights `centre` [D, K]."""
         self._index(centre.device)
-        self.centre = centre
+        self.centre, self._again = centre, {}
+
+    def again(self, batch: Batch) -> Tensor | None:
+        """The rows of examples that will come again in the same memory, as validation data do: they are computed once.
+        None where they would take more than `MOST_BYTES` with the others."""
+        key = tuple(n for part in batch for n in (part.data_ptr(), part._version, *part.shape))
+        if key not in self._again:
+            taken = sum(rows.nbytes for _, rows in self._again.values())
+            if taken + len(batch.inputs) * self.values * batch.inputs.element_size() > MOST_BYTES:
+                return None
+            self._again[key] = batch, self.rows(*batch)  # with the examples, or others could come into their memory
+        return self._again[key][1]
 
     def losses_and_gradients(
         self, params: Mapping[str, Tensor], table: Tensor, index: Tensor, weights: Tensor
@@ -97,12 +110,24 @@ class Moments:
         sums = torch.embedding_bag(table, index, index.new_zeros(1), False, 0)[0][0]
         R, q, s = self._unpack(sums)
         weight, *bias = params.values()
-        V = torch.cat([weight.flatten(2), *(b.unsqueeze(2) for b in bias)], 2).sub_(self.centre)
+        V = self._from_centre(params)
         G = torch.matmul(V, R).sub_(q)
         losses = (V * (G - q)).sum((1, 2)).add_(s)
         G *= weights.view(-1, 1, 1) * 2
         taps = self.features - len(bias)
         return losses, [G[..., :taps].reshape(weight.shape), *(G[..., taps] for _ in bias)]
+
+    def losses(self, params: Mapping[str, Tensor], table: Tensor) -> Tensor:
+        """The loss of every member on every example, [P, B]. table: the rows of B examples."""
+        V = self._from_centre(params)
+        rows, columns = torch.triu_indices(self.features, self.features, device=V.device)
+        squares = torch.matmul(V.mT, V)[:, rows, columns].mul_((rows != columns) + 1)
+        return torch.cat([squares, -2 * V.flatten(1), V.new_ones(len(V), 1)], 1) @ table.mT
+
+    def _from_centre(self, params: Mapping[str, Tensor]) -> Tensor:
+        """V [P, D, K]."""
+        weight, *bias = params.values()
+        return torch.cat([weight.flatten(2), *(b.unsqueeze(2) for b in bias)], 2).sub_(self.centre)
 
     def _index(self, device: torch.device) -> None:
         """Where among the numbers of `_products` a row's values are, and where in a row the elements of R are.
@@ -133,11 +158,16 @@ class Moments:
     def rows(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Of these examples, as `compute` gives them, for the centre as it is: [N, values]."""
         n = targets[0].numel()
-        size = max(1, CHUNK // (self.values + n + self.features * (n // self.outputs)))
         table = inputs.new_empty(len(inputs), self.values)
+        compiled = not isinstance(self.layer, nn.Linear) and compiling.takes(inputs, targets, self.centre)
+        size = max(1, CHUNK // (self.values + n + (0 if compiled else self.features * (n // self.outputs))))
 
         def fill(rows: Tensor, inputs: Tensor, targets: Tensor) -> None:
-            torch.index_select(self._products(*self._lines(inputs, targets)), 1, self._kept, out=rows)
+            x, y = self._padded(inputs, targets)
+            if compiled:
+                native.moments_rows(x, y, self.centre, self.kernel, self.dilation, self.layer.bias is not None, rows)
+            else:
+                torch.index_select(self._products(self._lines(x), y), 1, self._kept, out=rows).div_(n)
 
         # A thread for each chunk, because single operations on a few examples divide badly among threads.
         threads = torch.get_num_threads() if inputs.device.type == "cpu" else 1
@@ -147,19 +177,22 @@ class Moments:
                 list(pool.map(fill, *chunks) if threads > 1 else map(fill, *chunks))
         finally:
             torch.set_num_threads(threads)
-        return table.div_(n)
+        return table
 
-    def _lines(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The windows of one kernel row on every row of the padded inputs, [B, C w, H + d (h - 1), W]; y [B, D, S]."""
+    def _padded(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's inputs as images with their borders, [B, C, H + d (h - 1), W + e (w - 1)]; y [B, D, S]."""
         layer, x = self.layer, self.front(inputs.clone())  # a copy, because modules may work in place
         if isinstance(layer, nn.Linear):
             x, y = x.reshape(len(x), -1, layer.in_features).mT, targets.reshape(len(x), -1, self.outputs).mT
         else:
             mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
             x, y = F.pad(x, layer._reversed_padding_repeated_twice, mode), targets.reshape(len(x), self.outputs, -1)
-        x = x[:, :, None, None] if x.ndim == 3 else x[:, :, None]
+        return (x[:, :, None] if x.ndim == 3 else x), y
+
+    def _lines(self, x: Tensor) -> Tensor:
+        """The windows of one kernel row on every row of padded images, [B, C w, H + d (h - 1), W]."""
         row = Geometry((1, self.kernel[1]), (1, 1), (0, 0), (1, self.dilation[1]), groups=1)
-        return _patches(x, row).unflatten(2, row.extent((x.shape[3], x.shape[4]))), y
+        return _patches(x[:, :, None], row).unflatten(2, row.extent((x.shape[2], x.shape[3])))
 
     def _products(self, lines: Tensor, y: Tensor) -> Tensor:
         """R [h, C w, h, C w], in blocks above the diagonal only, e phi' [D + 1, h C w + 1] and s: flat, [B, ...].

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sigexp.population.compiling import Convolution, Shape, Strides, kernel
+from sigexp.population.compiling import Convolution, Shape, Strides, Windows, kernel
 
 Pair = tuple[int, int]
 
@@ -90,6 +90,19 @@ def learn(
     pointers = [tensor.data_ptr() for tensor in (x, weight, bias, target, *found)]
     _in_threads(lambda first, last: library.convolution_learn(shape, first, last, *pointers), len(weight))
     return found
+
+
+def moments_rows(
+    x: Tensor, y: Tensor, centre: Tensor, kernel_size: Sequence[int], dilation: Sequence[int], bias: bool, table: Tensor
+) -> None:
+    """Fill rows [N, values] of `Moments` for x [N, C, H, W], padded, and y [N, D, H', W'] about centre [D, K]; on one
+    thread."""
+    library = kernel()
+    assert library is not None
+    shape = Windows(*x.shape[1:], *kernel_size, *dilation, len(centre), bias)
+    tensors = [x.contiguous(), y.contiguous(), centre.contiguous(), table]
+    if library.moments_rows(shape, len(x), *(tensor.data_ptr() for tensor in tensors)):
+        raise MemoryError("no memory for second-order statistics")
 
 
 class DirectConvolution(torch.autograd.Function):

@@ -4,6 +4,7 @@ A candidate that disagrees with training the members one by one is out of the ra
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -27,6 +28,8 @@ SLICES = (16, 32, 10**6, 64, 4, 8)  # examples a pass that are tried, in this or
 FEW = 4  # members of a large model that are timed together
 EQUAL = 0.95  # of the best rate, above which candidates are equal
 CLOSE, ROUNDS = 0.8, 3  # of the best rate, above which candidates run that many times again, in turns
+CLEARLY = 0.8  # of the time by examples, below which statistics are clearly quicker
+FAR = 20  # times the speed of members one by one, above which no way to compute with examples is expected
 MOST_MOMENTS = 8  # times as many numbers as an example has, above which statistics do not pay
 AGREEMENT = 2e-3  # relative difference of losses between two ways of computing in float32
 
@@ -55,19 +58,32 @@ class Race:
         self.population, self.batch, self.wanted = population, batch, wanted
         self.rates: dict[str, float] = {}
         self.timed: list[Plan] = []
+        self.moments_seconds = math.inf  # of the whole run from second-order statistics, the statistics included
         self.best: tuple[float, Plan] = (0.0, Plan())
         self.began = time.perf_counter()
         self.state = population.view()
         self.size = len(batch.inputs)
 
     def run(self) -> Plan:
+        """The plan with which the run ends first."""
+        plan = self._among_examples()
+        quicker = self.moments_seconds < CLEARLY * self.wanted.samples / self.best[0]
+        return Plan(way="moments", threads=self.wanted.threads) if quicker else plan
+
+    def _among_examples(self) -> Plan:
+        """The quickest of those that compute with examples, or any where statistics are far ahead of all."""
         threads = torch.get_num_threads()
         apart = self._may_divide()
         members = max(1, self.wanted.members // apart)
         try:
             torch.set_num_threads(1 if apart > 1 else self.wanted.threads)
+            if math.isfinite(self.moments_seconds):
+                self._enter(Plan(threads=torch.get_num_threads()), members)
+                if FAR * self.moments_seconds < self.wanted.samples / (apart * self.best[0]):
+                    return self.best[1]
             for plan in self._candidates(members, torch.get_num_threads()):
-                self._enter(plan, members)
+                if plan not in self.timed:
+                    self._enter(plan, members)
             self._decide_between_near_equals(members)
             if apart > 1:
                 self._decide_on_processes(apart)
@@ -242,12 +258,12 @@ class Race:
                 return
         self.best = (alone, whole)
 
-    def against_moments(self, moments: Moments, size: int) -> Plan:
-        """The winner so far, or second-order statistics, by the time to the end of the run, statistics included."""
+    def time_moments(self, moments: Moments, size: int) -> None:
+        """Let second-order statistics of a training set take part, if they fit into memory."""
         limit = self._memory_limit()
         numbers = sum(part[0].numel() for part in self.batch)
         if moments.values * size * 8 > limit or moments.values > MOST_MOMENTS * numbers:
-            return self.best[1]
+            return
         some = Batch(*(part[:64] for part in self.batch))
         began = time.perf_counter()
         table = moments.compute(some)
@@ -265,8 +281,7 @@ class Race:
             least = min(least, time.perf_counter() - began)
         rate = self.wanted.members * self.size / least
         self.rates[str(plan)] = rate
-        quicker = statistics + self.wanted.samples / rate < 0.8 * self.wanted.samples / self.best[0]
-        return plan if quicker else self.best[1]
+        self.moments_seconds = statistics + self.wanted.samples / rate
 
 
 def _quickest(candidates: Mapping[str, Callable], arguments: tuple[Any, ...]) -> str:
