@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sigexp.names import Names
 from sigexp.problem import Batch, Problem, Reference
 from sigexp.report import cases, claims, claims_file, page, response, verdicts
 from sigexp.report.board import Board
+from sigexp.report.drawing import drawn
 from sigexp.report.phases import Phases
 from sigexp.report.pictures import pictures
 from sigexp.saved import save_model
@@ -251,7 +253,8 @@ def show(
 ) -> None:
     """Pictures, in the folder and for TensorBoard: input, output, target, references; the learned kernels; what the
     model looks at."""
-    found = pictures(model, problem, references, device) | ({"response": response.picture(looks)} if looks else {})
+    figures = pictures(model, problem, references, device)
+    found = drawn(figures | ({"response": partial(response.picture, looks)} if looks else {}))
     for name, png in found.items():
         folders.write(folder / f"{name}.png", png)
     board.result(model, found, looks)

@@ -78,7 +78,7 @@ def draw(config: Mapping[str, Any], names: Names, output: Path | None) -> str:
         labels = problem.labels or tuple(map(str, range(problem.classes or 0)))
         picture = figures.class_grid(inputs, [labels[t] for t in targets.tolist()])
     else:
-        picture = figures.example_rows(problem, {"input": inputs, "target": targets})
+        picture = figures.example_rows(problem.kind, {"input": inputs, "target": targets})
     path = (output or Path(f"preview-{names.experiment}")).with_suffix(".png")
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: the folder {path.parent} does not exist")

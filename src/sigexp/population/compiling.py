@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -122,14 +123,13 @@ def _built() -> Path:
 
 
 def _compile(compiler: Sequence[str], path: Path) -> None:
-    descriptor, unfinished = tempfile.mkstemp(prefix=".kernels-", suffix=".so", dir=path.parent)
-    os.close(descriptor)
-    try:
-        _run([*compiler, *FLAGS, *map(str, SOURCES), "-o", unfinished])
-        os.replace(unfinished, path)
-    finally:
-        with suppress(OSError):
-            os.unlink(unfinished)
+    """Sources side by side, because it is what a first run waits for."""
+    with tempfile.TemporaryDirectory(prefix=".kernels-", dir=path.parent) as place, ThreadPoolExecutor() as pool:
+        objects = [f"{place}/{source.stem}.o" for source in SOURCES]
+        steps = zip(SOURCES, objects, strict=True)
+        list(pool.map(lambda step: _run([*compiler, *FLAGS, "-c", str(step[0]), "-o", step[1]]), steps))
+        _run([*compiler, *FLAGS, *objects, "-o", f"{place}/{path.name}"])
+        os.replace(f"{place}/{path.name}", path)
 
 
 @contextmanager

@@ -10,8 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from sigexp.problem import Problem
-
 matplotlib.rcParams.update({"font.size": 8, "axes.titlesize": 8})
 DPI = 100
 LABEL = 0.045  # height of a level's name, as a share of the axes
@@ -59,12 +57,12 @@ def tiled(rows: Sequence[Sequence[np.ndarray]], fill: float = 1.0) -> np.ndarray
     return whole
 
 
-def example_rows(problem: Problem, columns: Mapping[str, Tensor]) -> bytes:
+def example_rows(kind: str, columns: Mapping[str, Tensor]) -> bytes:
     """A grid of signals: a column per name ('input', 'output', 'target', a reference), a row per example.
 
     Columns hold [N, C, H, W] or [N, C, T].
     """
-    if problem.kind == "sequence":
+    if kind == "sequence":
         return sequence_rows(columns)
     rows = len(columns["target"])
     height, width = next(iter(columns.values())).shape[-2:]
@@ -162,11 +160,11 @@ def kernel_weights(model: nn.Module) -> tuple[str, Tensor] | None:
     """The first convolution or fully connected layer worth a picture: its name and weight."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
-            return name or "convolution", module.weight
+            return name or "convolution", module.weight.detach()
         if isinstance(module, nn.Conv1d) and module.kernel_size[0] > 1:
-            return name or "convolution", module.weight
+            return name or "convolution", module.weight.detach()
         if isinstance(module, nn.Linear):
-            return name or "linear", module.weight
+            return name or "linear", module.weight.detach()
     return None
 
 
@@ -182,13 +180,9 @@ def kernel_scales(planes: np.ndarray) -> tuple[np.ndarray, str]:
     return np.full_like(largest, limit), f"from {-limit:.2g} to {limit:.2g}"
 
 
-def kernels(model: nn.Module, most: int = 64) -> bytes | None:
-    """The first layer's kernels as a grid, zero in the middle of the colours; None where there is none."""
-    found = kernel_weights(model)
-    if found is None:
-        return None
-    name, weight = found
-    array = weight.detach().float().cpu().numpy()
+def kernels(name: str, weight: Tensor, most: int = 64) -> bytes:
+    """A layer's kernels as a grid, zero in the middle of the colours."""
+    array = weight.float().cpu().numpy()
     style: dict[str, Any] = {"cmap": "RdBu_r", "interpolation": "nearest"}
     if array.ndim == 2:
         limit = float(np.abs(array).max()) or 1.0

@@ -1,6 +1,7 @@
 """What can be seen of a trained model: examples with its outputs, and its first layer's kernels."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,8 @@ PLAIN = ("identity", "constant", "exact")  # references that show nothing which 
 
 def pictures(
     model: nn.Module, problem: Problem, references: Mapping[str, Reference], device: torch.device
-) -> dict[str, bytes]:
-    """What can be seen of a model: name -> PNG."""
+) -> dict[str, Callable[[], bytes]]:
+    """What can be seen of a model: name -> what draws it as PNG."""
     model = model.to(device).eval()
 
     def learned(inputs: Tensor) -> Tensor:
@@ -28,9 +29,11 @@ def pictures(
     else:
         shown = {name: r.predict for name, r in references.items() if r.predict and worth_showing(name, references)}
         columns = details if "test" in problem.ragged else first_examples
-        found = {"examples": figures.example_rows(problem, columns(problem, {"output": learned, **shown}))}
-    kernels = figures.kernels(model)
-    return {**found, "kernels": kernels} if kernels else found
+        found = {
+            "examples": partial(figures.example_rows, problem.kind, columns(problem, {"output": learned, **shown}))
+        }
+    kernels = figures.kernel_weights(model)
+    return {**found, "kernels": partial(figures.kernels, *kernels)} if kernels else found
 
 
 def worth_showing(name: str, references: Mapping[str, Reference]) -> bool:
@@ -40,12 +43,13 @@ def worth_showing(name: str, references: Mapping[str, Reference]) -> bool:
     return name not in PLAIN
 
 
-def decisions(predict: Callable[[Tensor], Tensor], problem: Problem) -> bytes:
+def decisions(predict: Callable[[Tensor], Tensor], problem: Problem) -> Callable[[], bytes]:
     """Test examples of a class problem, captioned by what they are and what the model says."""
     inputs, targets = problem.examples("test", 0, min(2 * EXAMPLES, problem.sizes["test"] or 2 * EXAMPLES))
     labels = problem.labels or tuple(map(str, range(problem.classes or 0)))
     said = [labels[o] if o < len(labels) else str(o) for o in predict(inputs).argmax(1).tolist()]
-    return figures.class_grid(inputs, [f"{labels[t]}, said {s}" for t, s in zip(targets.tolist(), said, strict=True)])
+    captions = [f"{labels[t]}, said {s}" for t, s in zip(targets.tolist(), said, strict=True)]
+    return partial(figures.class_grid, inputs, captions)
 
 
 def first_examples(problem: Problem, predictors: Mapping[str, Callable[[Tensor], Tensor]]) -> dict[str, Tensor]:
