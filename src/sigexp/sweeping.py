@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 import sigexp
 from sigexp import cli, fusing, machine, sweep_report, training
 from sigexp import config as configuration
+from sigexp.composing import Composer
 from sigexp.config import Sweep
 from sigexp.names import Names
 from sigexp.problem import Problem
@@ -86,11 +87,16 @@ def plan(sweeper: Any, jobs: Sequence[list[str]]) -> list[Planned]:
 
     Raises `SweepFailed` with a line for what is wrong with any of them.
     """
-    checks, found, wrong = Checks(), dict[tuple[Path, str], Planned](), dict[str, list[str]]()
+    composer, checks, found, wrong = (
+        Composer(sweeper),
+        Checks(),
+        dict[tuple[Path, str], Planned](),
+        dict[str, list[str]](),
+    )
     code = 0
     for overrides, name in zip(jobs, told_apart(jobs), strict=True):
         try:
-            cfg = sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, list(overrides))
+            cfg = composer.compose(overrides)
             config, run = configuration.plain(cfg), cli.names_of(dict(cfg.hydra.runtime.choices))
             sign = folders.signature(config, checks.source(config, run), sigexp.__version__)
         except Exception as error:
