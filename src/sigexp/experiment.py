@@ -17,6 +17,7 @@ from sigexp import catalog, clock, evaluation, kernels, machine, sharing
 from sigexp.bounds import excess, linear_bounds, passing
 from sigexp.keeping import Keeper
 from sigexp.names import Names
+from sigexp.population import compiling
 from sigexp.problem import Batch, Problem, Reference
 from sigexp.report import cases, claims, claims_file, page, response, verdicts
 from sigexp.report.board import Board
@@ -74,6 +75,7 @@ def _run(
     began = clock.seconds()
     machine.reset_peak_memory()
     phases.at("data", checked=False)
+    compiling.begin()
     ready = prepare(config, names)
     problem = ready.problem
     known = sharing.once("claims", lambda: claims_file.load(names.experiment))

@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -97,6 +98,17 @@ def kernel() -> ctypes.CDLL | None:
     except (OSError, ValueError, RuntimeError, AttributeError, subprocess.SubprocessError) as reason:
         log.info("training goes on without compiled kernels: %s", " ".join(str(reason).split())[:200])
         return None
+
+
+def begin() -> None:
+    """Compile in a thread what is still to be compiled, while data are drawn; `kernel` waits for it."""
+
+    def build() -> None:
+        with suppress(Exception):  # which `kernel` will meet again, and tell
+            _built()
+
+    if os.environ.get("SIGEXP_NATIVE") != "0" and not kernel.cache_info().currsize:
+        threading.Thread(target=build, daemon=True).start()
 
 
 def takes(*tensors: Tensor) -> bool:
