@@ -24,7 +24,7 @@ from pathlib import Path
 
 from sigexp.track import sweep
 
-ROUNDING = 1e-4
+ROUNDING = 1e-4  # relative, between jobs as one population and a run alone
 SMALL = [
     "experiment=gaussian", "dataset.image_size=24", "footprint=5", "dataset.size=20", "dataset.test_size=4",
     "search.max_samples=200", "search.members=2", "search.survivors=1", "search.initial_samples=20",
@@ -111,9 +111,7 @@ def report(given: argparse.Namespace, place: Path) -> list[str]:
     last = max(outputs.glob("sweeps/*"), key=lambda path: path.stat().st_mtime)
     jobs = sweep.read(last)
     again = [folder for folder in folders if (folder / "run.log").is_file() and taken_up(folder)]
-    tolerance = (
-        ROUNDING if given.launcher in ("", "fused") else 0.0
-    )  # of populations, which are not summed as one run is
+    tolerance = ROUNDING if given.launcher in ("", "fused") else 0.0
     same = undisturbed(again[: given.repeat], place / "alone", tolerance)
     return [
         "# A sweep that is killed again and again",
