@@ -5,6 +5,8 @@ import math
 import os
 import pickle
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -157,6 +159,19 @@ def test_figures_by_processes_of_their_own(lost, workdir, monkeypatch):
     for name in ("examples.png", "kernels.png", "response.png"):
         for job, folder in here.items():
             assert (apart[job] / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_the_main_script_does_not_run_again(workdir):
+    """It is no module that guards itself, as a notebook or a script of a few lines is none."""
+    Path("script.py").write_text(
+        "print('run', flush=True)\n"
+        "from sigexp.report import drawing\n"
+        "artists = drawing.Artists(2)\n"
+        "print(artists.draw(len).exception())\n"
+        "artists.pool.shutdown()\n"
+    )
+    done = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["run", "len() takes exactly one argument (0 given)"]
 
 
 def test_figures_that_cannot_travel_are_drawn_here(monkeypatch):

@@ -5,9 +5,11 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from types import ModuleType
 
 from sigexp import machine, sharing
 
@@ -21,8 +23,12 @@ class Artists:
     def __init__(self, count: int) -> None:
         spawn = multiprocessing.get_context("spawn")  # torch's threads would not survive a fork
         self.pool = ProcessPoolExecutor(count, spawn, initializer=begin, initargs=(os.getpid(),))
-        for _ in range(count):  # start them now: they load for two seconds
-            self.pool.submit(int)
+        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        try:  # spawn would run the main script again in each, for functions that are not there
+            for _ in range(count):  # start them now: they load for two seconds
+                self.pool.submit(int)
+        finally:
+            sys.modules["__main__"] = main
 
     def draw(self, figure: Callable[[], bytes]) -> "Future[bytes]":
         """Raises whatever `pickle` does."""
