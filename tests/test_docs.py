@@ -158,7 +158,7 @@ def write(name, text):
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_does_what_it_says(page, reader, made, monkeypatch):
     if page not in DRAWN:
-        monkeypatch.setattr(experiment, "pictures", lambda *_: {"examples": runs.png()})
+        monkeypatch.setattr(experiment, "pictures", lambda *_: {"examples": runs.png})
         monkeypatch.setattr(experiment.response, "picture", lambda *_: runs.png())
     for _, name, text in blocks(NEEDED[page]) if page in NEEDED else ():
         if name:

@@ -88,8 +88,9 @@ class Turn:
 
     def wait(self, futures: Sequence[Future[Any]]) -> None:
         """In the job's thread: wait until all are done."""
-        self.futures = futures
-        self._pause()
+        if futures:
+            self.futures = futures
+            self._pause()
 
     def ask(self, call: Call) -> Any:
         """In the job's thread: wait until a call has been carried out."""
