@@ -284,7 +284,7 @@ class Population:
     def evaluate(self, batch: Batch, metrics: Collection[str] | None = None) -> dict[str, Tensor]:
         """The loss and some metrics, by default all, of every member in evaluation mode: name -> [P, B]."""
         chosen = self.metrics if metrics is None else {name: self.metrics[name] for name in metrics}
-        if self.plan.way == "moments" and set(chosen.values()) <= {self.loss} and self.precision == "fp32":
+        if self.plan.way == "moments" and self.precision == "fp32" and all(m is self.loss for m in chosen.values()):
             assert self.moments is not None
             if (table := self.moments.again(batch)) is not None:
                 return dict.fromkeys(["loss", *chosen], self.moments.losses(self.params, table))
