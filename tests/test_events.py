@@ -19,7 +19,7 @@ from torch import nn
 from sigexp.names import Names
 from sigexp.problem import Batch, Problem, Reference, blockwise, constant, identity
 from sigexp.report import board as boards
-from sigexp.report import figures, model_graph, snapshots
+from sigexp.report import model_graph, snapshots, tiles
 from sigexp.report.board import Board
 from sigexp.search.records import MemberRecord, RoundRecord
 from sigexp.signal.quality import mse, psnr
@@ -259,11 +259,11 @@ def test_test_data_become_a_confusion_matrix(tmp_path: Path):
 
 def test_one_large_kernel_leaves_the_others_visible():
     planes = np.ones((8, 5, 5), np.float32)
-    scales, words = figures.kernel_scales(planes * 0.5)
+    scales, words = tiles.kernel_scales(planes * 0.5)
     assert (scales == 0.5).all()
     assert words == "from -0.5 to 0.5"
     planes[3] *= 40
-    scales, words = figures.kernel_scales(planes)
+    scales, words = tiles.kernel_scales(planes)
     assert np.abs(planes / scales).max((1, 2)).tolist() == [1.0] * 8
     assert words == "each scaled to its own largest, 1 to 40"
-    assert np.isfinite(figures.kernel_scales(np.zeros((2, 3)))[0]).all()
+    assert np.isfinite(tiles.kernel_scales(np.zeros((2, 3)))[0]).all()

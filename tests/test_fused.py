@@ -3,10 +3,7 @@
 import json
 import math
 import os
-import pickle
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,14 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from sigexp import experiment, fusing, sharing
+from sigexp import experiment, fusing
 from sigexp.cli import main
 from sigexp.population.fused import Joint
 from sigexp.population.plan import Plan
 from sigexp.population.population import Population, Snapshot, take
 from sigexp.population.unfinished import advanced, merge, split
 from sigexp.problem import Batch
-from sigexp.report import drawing, page
+from sigexp.report import page
 from sigexp.signal.quality import mse
 from sigexp.track import sweep
 
@@ -129,61 +126,6 @@ def test_every_job_has_a_folder_with_all_files(workdir):
         log = (folder / "run.log").read_text()
         assert log.count(" INFO command: ") == 1
         assert log.count(" INFO done: ") == 1
-
-
-@pytest.mark.parametrize("lost", [False, True])
-def test_figures_by_processes_of_their_own(lost, workdir, monkeypatch):
-    """They are what this process draws, and where the processes are lost this process draws them."""
-    words = [*SMALL, "search=fixed", "search.max_samples=200", "seed=0,1"]
-    made, asked = [], []
-    close, draw = drawing.Artists.close, drawing.Artists.draw
-
-    def begin(count):
-        made.append(drawing.Artists(count))
-        if lost:
-            for process in made[-1].pool._processes.values():
-                process.kill()
-        return made[-1]
-
-    assert main([*words, "outputs=here"]) == 0
-    monkeypatch.setattr(fusing, "MANY", 2)
-    monkeypatch.setattr(fusing, "Artists", begin)
-    monkeypatch.setattr(drawing.Artists, "close", lambda artists: (artists.pool.shutdown(), close(artists)))
-    monkeypatch.setattr(drawing.Artists, "draw", lambda *given: asked.append(draw(*given)) or asked[-1])
-    assert main([*words, "outputs=apart"]) == 0
-    assert len(made) == 1
-    assert lost or len(asked) == 2 * 3
-    assert all(future.exception() is None for future in asked) is not (lost and bool(asked))
-    here, apart = runs("here"), runs("apart")
-    assert here.keys() == apart.keys()
-    for name in ("examples.png", "kernels.png", "response.png"):
-        for job, folder in here.items():
-            assert (apart[job] / name).read_bytes() == (folder / name).read_bytes()
-
-
-def test_the_main_script_does_not_run_again(workdir):
-    """It is no module that guards itself, as a notebook or a script of a few lines is none."""
-    Path("script.py").write_text(
-        "print('run', flush=True)\n"
-        "from sigexp.report import drawing\n"
-        "artists = drawing.Artists(2)\n"
-        "print(artists.draw(len).exception())\n"
-        "artists.pool.shutdown()\n"
-    )
-    done = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["run", "len() takes exactly one argument (0 given)"]
-
-
-def test_figures_that_cannot_travel_are_drawn_here(monkeypatch):
-    asked = []
-    artists = SimpleNamespace(draw=lambda figure: asked.append(figure) or pickle.dumps(figure))
-    shared = SimpleNamespace(artists=artists, wait=lambda futures: None)
-    token = sharing.SHARED.set(shared)
-    try:
-        assert drawing.drawn({"a": lambda: b"png"}) == {"a": b"png"}
-    finally:
-        sharing.SHARED.reset(token)
-    assert asked
 
 
 @pytest.mark.parametrize("launcher", ["fused", "basic"])

@@ -13,7 +13,7 @@ from torch import nn
 from sigexp import config, gallery, saved
 from sigexp.datasets.gaussian import gaussian_impulses
 from sigexp.datasets.sequences import iir, spikes
-from sigexp.report import seeds
+from sigexp.report import seeds, tiles
 from sigexp.signal import response
 
 
@@ -44,10 +44,10 @@ def test_true_kernels_filter_as_the_datasets_do():
 
 def test_a_kernel_is_cut_and_padded_about_its_middle():
     kernel = np.arange(15.0).reshape(5, 3)
-    shown = seeds.fitted_to(kernel, 3)
+    shown = tiles.fitted_to(kernel, 3)
     assert np.array_equal(shown, kernel[1:4])
-    assert np.array_equal(seeds.fitted_to(kernel, 7)[1:6, 2:5], kernel)
-    assert seeds.half_extent(np.array([0, 0, 1e-9, 1, 0, 0.5, 0])) == 2
+    assert np.array_equal(tiles.fitted_to(kernel, 7)[1:6, 2:5], kernel)
+    assert tiles.half_extent(np.array([0, 0, 1e-9, 1, 0, 0.5, 0])) == 2
 
 
 def titled(monkeypatch: pytest.MonkeyPatch) -> list:

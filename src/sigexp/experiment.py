@@ -21,7 +21,6 @@ from sigexp.population import compiling
 from sigexp.problem import Batch, Problem, Reference
 from sigexp.report import cases, claims, claims_file, page, response, verdicts
 from sigexp.report.board import Board
-from sigexp.report.drawing import drawn
 from sigexp.report.phases import Phases
 from sigexp.report.pictures import pictures
 from sigexp.saved import save_model
@@ -256,7 +255,8 @@ def show(
     """Pictures, in the folder and for TensorBoard: input, output, target, references; the learned kernels; what the
     model looks at."""
     figures = pictures(model, problem, references, device)
-    found = drawn(figures | ({"response": partial(response.picture, looks)} if looks else {}))
+    figures |= {"response": partial(response.picture, looks)} if looks else {}
+    found = {name: draw() for name, draw in figures.items()}
     for name, png in found.items():
         folders.write(folder / f"{name}.png", png)
     board.result(model, found, looks)

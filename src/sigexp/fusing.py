@@ -10,7 +10,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -23,7 +22,6 @@ from sigexp.names import Names
 from sigexp.population.fused import Call, Joint
 from sigexp.population.population import Population
 from sigexp.report import terminal
-from sigexp.report.drawing import Artists
 from sigexp.sweep_job import Task, do
 from sigexp.track.sweep import Ledger
 
@@ -31,7 +29,6 @@ log = logging.getLogger("sigexp")
 CARRIED = ("lr", "momentum", "weight_decay")  # fields of trainer.optimizer that every member has for itself
 MOST_MEMORY = 0.25  # of what is free, that the members of a group may take
 COPIES = 12  # of a member's numbers that a run holds: optimizer's state, gradients, snapshots, the best so far
-MANY = 8  # jobs, from which processes that draw their figures are worth their start
 SAVING_S = 1.0  # for each job, when a signal asks them to end
 
 
@@ -42,8 +39,7 @@ class Turn:
         self.work = work
         self.values: Mapping[ContextVar[Any], Any] = {}  # of context variables, within the thread
         self.go, self.back = threading.Semaphore(0), threading.Semaphore(0)
-        self.call: Call | None = None  # what it waits for, or
-        self.futures: Sequence[Future[Any]] = ()  # what goes on by itself
+        self.call: Call | None = None  # what it waits for
         self.error: BaseException | None = None
         self.running = self.ended = self.abandoned = False
         self.spent, self.since = 0.0, 0.0
@@ -58,7 +54,7 @@ class Turn:
             self.work()
         except BaseException as error:
             self.error = error
-        self.ended, self.call, self.futures = True, None, ()
+        self.ended, self.call = True, None
         self.back.release()
 
     def take(self) -> None:
@@ -79,30 +75,17 @@ class Turn:
         log.handlers[:] = others
         torch.set_rng_state(random)
 
-    def _pause(self) -> None:
-        self.back.release()
-        self.go.acquire()
-        self.call, self.futures = None, ()
-        if self.abandoned:
-            raise KeyboardInterrupt
-
-    def wait(self, futures: Sequence[Future[Any]]) -> None:
-        """In the job's thread: wait until all are done."""
-        if futures:
-            self.futures = futures
-            self._pause()
-
     def ask(self, call: Call) -> Any:
         """In the job's thread: wait until a call has been carried out."""
         self.call = call
-        self._pause()
+        self.back.release()
+        self.go.acquire()
+        self.call = None
+        if self.abandoned:
+            raise KeyboardInterrupt
         if call.error is not None:
             raise call.error
         return call.answer
-
-    @property
-    def waiting(self) -> bool:
-        return self.call is not None or bool(self.futures)
 
     def seconds(self) -> float:
         """The job's own share of the time."""
@@ -121,7 +104,6 @@ def run(tasks: Sequence[Task], ledger: Ledger) -> None:
 
     joint = Joint(carry)
     store: dict[Any, Any] = {}
-    artists = Artists(torch.get_num_threads()) if len(tasks) >= MANY else None
     largest = max(task.config["trainer"]["batch_size"] for task in tasks)
     with stopping.deferred(stopping.PATIENCE_S + SAVING_S * len(tasks)) as request:
         turns = []
@@ -129,7 +111,7 @@ def run(tasks: Sequence[Task], ledger: Ledger) -> None:
             turn = Turn(partial(do, task, ledger))
             turn.values = {
                 clock.CLOCK: turn.seconds,
-                sharing.SHARED: sharing.Shared(joint, len(tasks), largest, turn.ask, turn.wait, artists, store),
+                sharing.SHARED: sharing.Shared(joint, len(tasks), largest, turn.ask, store),
                 stopping.SHARED: request,
                 terminal.SILENT: True,
             }
@@ -138,12 +120,10 @@ def run(tasks: Sequence[Task], ledger: Ledger) -> None:
             take_turns(turns, joint, request)
         finally:
             for turn in turns:  # those that wait where this thread was interrupted
-                if turn.waiting and not turn.running:
+                if turn.call is not None and not turn.running:
                     turn.abandoned = True
                     turn.take()
             joint.close()
-            if artists is not None:
-                artists.close()
     machine.release_memory()
     request.raise_noted()
     for turn in turns:
@@ -156,20 +136,14 @@ def take_turns(turns: Sequence[Turn], joint: Joint, request: stopping.Request) -
     for turn in turns:
         if not request:
             turn.take()
-    while waiting := [turn for turn in turns if turn.waiting]:
-        asking = [turn for turn in waiting if turn.call is not None]
-        if asking:
-            began = time.perf_counter()
-            with heard_by(asking):
-                joint.carry_out([turn.call for turn in asking if turn.call is not None])
-            share = (time.perf_counter() - began) / len(asking)
-            for turn in asking:
-                turn.spent += share
-        else:
-            wait([future for turn in waiting for future in turn.futures if not future.done()], None, FIRST_COMPLETED)
-        for turn in waiting:
-            if turn.call is not None or all(future.done() for future in turn.futures):
-                turn.take()
+    while asking := [turn for turn in turns if turn.call is not None]:
+        began = time.perf_counter()
+        with heard_by(asking):
+            joint.carry_out([turn.call for turn in asking if turn.call is not None])
+        share = (time.perf_counter() - began) / len(asking)
+        for turn in asking:
+            turn.spent += share
+            turn.take()
 
 
 @contextmanager

@@ -5,11 +5,10 @@ and the search, which are the same for all runs that share.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Hashable
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -20,9 +19,6 @@ from sigexp.population.population import Population
 from sigexp.population.race import Wanted
 from sigexp.problem import Batch, Problem, Split
 
-if TYPE_CHECKING:
-    from sigexp.report.drawing import Artists
-
 T = TypeVar("T")
 MOST_BYTES = 200_000_000  # of validation and test examples that are kept
 
@@ -30,15 +26,12 @@ MOST_BYTES = 200_000_000  # of validation and test examples that are kept
 @dataclass
 class Shared:
     """What the runs of a group share. store: what was computed. joint: carries their populations. runs: how many there
-    are. batch_size: the largest of theirs. wait: returns when all of some futures are done; others go on meanwhile.
-    artists: the processes that draw figures, if there are any."""
+    are. batch_size: the largest of theirs."""
 
     joint: Joint
     runs: int
     batch_size: int
     ask: Callable[[Call], Any]
-    wait: Callable[[Sequence[Future[Any]]], None]
-    artists: "Artists | None"
     store: dict[Hashable, Any] = field(default_factory=dict)
 
     def wanted(self, alone: Wanted) -> Wanted:

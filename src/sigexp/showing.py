@@ -68,7 +68,7 @@ def draw(config: Mapping[str, Any], names: Names, output: Path | None) -> str:
     from sigexp import config as configuration
     from sigexp.config import ConfigError
     from sigexp.problem import expected
-    from sigexp.report import figures
+    from sigexp.report import pictures, snapshots
 
     if not isinstance(config["dataset"], Mapping):
         raise ConfigError("no dataset: give experiment=NAME or dataset=NAME (`sigexp list` shows them)")
@@ -76,9 +76,9 @@ def draw(config: Mapping[str, Any], names: Names, output: Path | None) -> str:
     inputs, targets = problem.sample("train", torch.arange(8 if problem.kind == "class" else 4))
     if problem.kind == "class":
         labels = problem.labels or tuple(map(str, range(problem.classes or 0)))
-        picture = figures.class_grid(inputs, [labels[t] for t in targets.tolist()])
+        picture = snapshots.decisions(inputs, [labels[t] for t in targets.tolist()])
     else:
-        picture = figures.example_rows(problem.kind, {"input": inputs, "target": targets})
+        picture = snapshots.examples(problem.kind, {"input": inputs, "target": targets}, side=pictures.SIDE)
     path = (output or Path(f"preview-{names.experiment}")).with_suffix(".png")
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: the folder {path.parent} does not exist")

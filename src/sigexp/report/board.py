@@ -26,10 +26,10 @@ from sigexp.population.population import module_of
 from sigexp.problem import Batch, Problem
 from sigexp.report import model_graph, snapshots
 from sigexp.report.canvas import smaller
-from sigexp.report.figures import kernel_weights
 from sigexp.report.pictures import worth_showing
 from sigexp.report.tables import number, ranked, test_sets
 from sigexp.report.terminal import best_reference
+from sigexp.report.tiles import kernel_weights
 from sigexp.search.records import RoundRecord
 from sigexp.signal.response import Response
 from sigexp.track.events import Events, Node

@@ -1,4 +1,4 @@
-"""Pictures drawn while a run goes on, in milliseconds: pixels by OpenCV, words by Pillow, charts with plot's axes."""
+"""Pictures drawn in milliseconds: pixels by OpenCV, words by Pillow, charts with plot's axes."""
 
 import io
 from collections.abc import Sequence
@@ -13,8 +13,10 @@ from sigexp.report.plot import Axis, short
 Color = tuple[int, int, int]
 BLACK, GREY, PALE, LIGHT, WHITE = (30, 30, 30), (120, 120, 120), (190, 190, 190), (215, 215, 215), (255, 255, 255)
 BLUE, ORANGE, RED = (31, 119, 180), (230, 120, 20), (200, 40, 40)
+BETWEEN = 14  # pixels from name to name
 SUBPIXEL = 4  # bits of OpenCV's coordinates
 BLUE_WHITE_RED = np.array([[33, 84, 160], [125, 170, 215], [255, 255, 255], [240, 150, 120], [170, 20, 40]], np.float32)
+HEAT = np.array([[0, 0, 0], [80, 18, 123], [182, 54, 121], [251, 136, 97], [252, 253, 191]], np.float32)
 VIRIDIS = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [240, 220, 40]], np.float32)
 
 
@@ -29,6 +31,14 @@ class Canvas:
     def __init__(self, width: int, height: int) -> None:
         self.pixels = np.full((height, width, 3), 255, np.uint8)
         self.words: list[tuple[float, float, str, str, int, Color]] = []
+
+    @property
+    def width(self) -> int:
+        return self.pixels.shape[1]
+
+    @property
+    def height(self) -> int:
+        return self.pixels.shape[0]
 
     def text(self, x: float, y: float, words: str, anchor: str = "mm", size: int = 12, color: Color = BLACK) -> None:
         """Words, placed by Pillow's anchor: l, m, r and t, m, b."""
@@ -118,13 +128,17 @@ def colored(values: np.ndarray, low: float, high: float, scale: np.ndarray = BLU
 
 
 def enlarged(image: np.ndarray, side: int) -> np.ndarray:
-    """An image [h, w, ...] whose longer side is near `side`: pixels repeated, or averaged where there are more."""
+    """An image [h, w, ...] whose longer side is `side`: pixels repeated, or averaged where there are more."""
     times = side / max(image.shape[:2])
-    if times >= 1:
-        whole = max(1, round(times))
-        return image.repeat(whole, 0).repeat(whole, 1)
     size = (max(1, round(image.shape[1] * times)), max(1, round(image.shape[0] * times)))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, size, interpolation=cv2.INTER_NEAREST_EXACT if times >= 1 else cv2.INTER_AREA)
+
+
+def color_bar(canvas: Canvas, left: int, top: int, height: int, names: tuple[str, str], scale: np.ndarray) -> None:
+    """A scale of colours, its greatest value at the top; names: of the greatest and of the least."""
+    canvas.paste(colored(np.linspace(1, 0, height)[:, None].repeat(14, 1), 0, 1, scale), left, top)
+    canvas.text(left + 19, top, names[0], "lt", 11, GREY)
+    canvas.text(left + 19, top + height, names[1], "lb", 11, GREY)
 
 
 def rgb(image: np.ndarray) -> np.ndarray:
@@ -136,4 +150,8 @@ def legend(canvas: Canvas, x: float, y: float, entries: Sequence[tuple[str, Colo
     """Names in their colours, side by side."""
     for name, color in entries:
         canvas.text(x, y, name, "lm", size, color)
-        x += font(size).getlength(name) + 14
+        x += font(size).getlength(name) + BETWEEN
+
+
+def legend_width(entries: Sequence[tuple[str, Color]], size: int = 12) -> float:
+    return sum(font(size).getlength(name) + BETWEEN for name, _ in entries) - BETWEEN

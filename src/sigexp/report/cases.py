@@ -19,9 +19,9 @@ from torch import Tensor
 
 from sigexp.metrics import higher_is_better
 from sigexp.problem import Batch, Problem, Reference
-from sigexp.report.figures import shades
 from sigexp.report.pictures import busiest, worth_showing
 from sigexp.report.terminal import best_reference
+from sigexp.report.tiles import shades
 
 SCHEMA_VERSION = 1
 COUNT = 3  # best and worst cases

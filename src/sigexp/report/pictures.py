@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from sigexp.problem import Problem, Reference
-from sigexp.report import figures
+from sigexp.report import snapshots
+from sigexp.report.tiles import kernel_weights
 
 EXAMPLES = 4
+SIDE = 160  # pixels of an example
 DETAIL = 64  # pixels of a side shown of a whole photograph
 PLAIN = ("identity", "constant", "exact")  # references that show nothing which input and target do not
 
@@ -29,11 +31,11 @@ def pictures(
     else:
         shown = {name: r.predict for name, r in references.items() if r.predict and worth_showing(name, references)}
         columns = details if "test" in problem.ragged else first_examples
-        found = {
-            "examples": partial(figures.example_rows, problem.kind, columns(problem, {"output": learned, **shown}))
-        }
-    kernels = figures.kernel_weights(model)
-    return {**found, "kernels": partial(figures.kernels, *kernels)} if kernels else found
+        beside = columns(problem, {"output": learned, **shown})
+        own = problem.headline == "hit_rate"
+        found = {"examples": partial(snapshots.examples, problem.kind, beside, own_scale=own, side=SIDE)}
+    kernels = kernel_weights(model)
+    return {**found, "kernels": partial(snapshots.kernels, *kernels)} if kernels else found
 
 
 def worth_showing(name: str, references: Mapping[str, Reference]) -> bool:
@@ -48,8 +50,10 @@ def decisions(predict: Callable[[Tensor], Tensor], problem: Problem) -> Callable
     inputs, targets = problem.examples("test", 0, min(2 * EXAMPLES, problem.sizes["test"] or 2 * EXAMPLES))
     labels = problem.labels or tuple(map(str, range(problem.classes or 0)))
     said = [labels[o] if o < len(labels) else str(o) for o in predict(inputs).argmax(1).tolist()]
-    captions = [f"{labels[t]}, said {s}" for t, s in zip(targets.tolist(), said, strict=True)]
-    return partial(figures.class_grid, inputs, captions)
+    true = [labels[t] for t in targets.tolist()]
+    wrong = [t != s for t, s in zip(true, said, strict=True)]
+    captions = [f"{t}, said {s}" for t, s in zip(true, said, strict=True)]
+    return partial(snapshots.decisions, inputs, captions, wrong)
 
 
 def first_examples(problem: Problem, predictors: Mapping[str, Callable[[Tensor], Tensor]]) -> dict[str, Tensor]:

@@ -3,19 +3,21 @@
 import copy
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from sigexp.problem import Problem
-from sigexp.report.figures import png, tiled
+from sigexp.report import canvas, plot
+from sigexp.report.canvas import Canvas, colored, enlarged
+from sigexp.report.plot import Axis
+from sigexp.report.tiles import tiled
 from sigexp.signal.response import Response, measure
 
 VALUES = 2**16  # input values measured on, so that it takes a second or two at most
 MOST_PANELS = 9  # pairs of channels shown
 FLOOR_DB = -60.0
-ROOM = {"left": 0.04, "right": 0.98, "bottom": 0.13, "top": 0.84, "wspace": 0.18}  # of the figure, for the panels
-ROOM_ONE = {"left": 0.12, "right": 0.92, "bottom": 0.1, "top": 0.79}
+SIDE, MARGIN = 250, 24  # pixels of an image, and to its left
+WIDE, TALL = 350, 312  # of a panel with its title and what is below
+COLORS = (canvas.BLUE, canvas.ORANGE, (20, 130, 70), canvas.RED, (140, 80, 170), (150, 100, 40))
 
 
 def measured(model: nn.Module, problem: Problem) -> Response | None:
@@ -31,19 +33,15 @@ def measured(model: nn.Module, problem: Problem) -> Response | None:
 
 def picture(response: Response) -> bytes:
     """Sensitivity of the middle output, impulse response and frequency response of a nearly linear model, as PNG."""
-    panels = 1 if response.impulse is None else 3
-    figure = Figure(figsize=(3.6 * panels, 3.4))
-    figure.subplots_adjust(**(ROOM if panels > 1 else ROOM_ONE))  # a layout engine takes longer than all the drawing
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    show = _show_images if response.sensitivity.ndim == 2 else _show_lines
-    show(figure, list(axes), response)
+    linear = response.impulse is not None
+    drawn = Canvas((3 if linear else 1) * WIDE, (26 if linear else 42) + TALL)
     field = "beyond the frame" if response.field is None else f"{'x'.join(map(str, response.field))} samples"
-    figure.suptitle(
-        f"sees {field}, effective radius {response.effective_radius:.1f}"
-        + ("\n" if panels == 1 else "; ")
-        + f"shift error {response.shift_error:.2g}, superposition error {response.superposition_error:.2g}"
-    )
-    return png(figure)
+    seen = f"sees {field}, effective radius {response.effective_radius:.1f}"
+    errors = f"shift error {response.shift_error:.2g}, superposition error {response.superposition_error:.2g}"
+    for line, words in enumerate([f"{seen}; {errors}"] if linear else [seen, errors]):
+        drawn.text(drawn.width / 2, 12 + 16 * line, words, "mm", 13)
+    (_show_images if response.sensitivity.ndim == 2 else _show_lines)(drawn, drawn.height - TALL, response)
+    return drawn.png()
 
 
 def reach(response: Response) -> int:
@@ -74,51 +72,68 @@ def few(planes: Tensor) -> Tensor:
     return outputs[:, :MOST_PANELS]
 
 
-def _show_images(figure: Figure, axes: list[Axes], response: Response) -> None:
-    far = reach(response)
+def _show_images(drawn: Canvas, top: int, response: Response) -> None:
+    far, gains = reach(response), response.gains()
+    around = f"{-far} to {far} samples"
     seen = around_middle(response.sensitivity, 2, far)
-    edge = (-far - 0.5, far + 0.5)
-    shown = axes[0].imshow(seen / max(float(seen.max()), 1e-30), cmap="magma", extent=(*edge, edge[1], edge[0]))
-    axes[0].set_title("sensitivity of the middle output, of its largest")
-    figure.colorbar(shown, ax=axes[0], shrink=0.8)
-    gains = response.gains()
+    seen = seen / max(float(seen.max()), 1e-30)
+    _image(drawn, 0, top, seen, (0, 1), canvas.HEAT, "sensitivity of the middle output", around)
     if response.impulse is None or gains is None:
         return
     impulse = grid(around_middle(few(response.impulse), 2, far))
     limit = float(np.nanmax(np.abs(impulse))) or 1.0
-    shown = axes[1].imshow(impulse, cmap="RdBu_r", vmin=-limit, vmax=limit)
-    axes[1].set_title("impulse response" + caption(response))
-    figure.colorbar(shown, ax=axes[1], shrink=0.8)
-    one = gains.shape[0] == gains.shape[1] == 1
-    shown = axes[2].imshow(grid(decibels(few(gains))), extent=(-0.5, 0.5, 0.5, -0.5) if one else None)
-    axes[2].set_title("gain in dB" + (", by cycles per pixel" if one else caption(response)))
-    figure.colorbar(shown, ax=axes[2], shrink=0.8)
-    for axis in axes[1:] if not one else axes[1:2]:
-        axis.set_xticks([])
-        axis.set_yticks([])
+    shades, pairs = canvas.BLUE_WHITE_RED, caption(response)
+    _image(drawn, WIDE, top, impulse, (-limit, limit), shades, "impulse response", pairs or around)
+    levels = grid(decibels(few(gains)))
+    bounds = (float(np.nanmin(levels)), float(np.nanmax(levels)))
+    words = pairs or "-0.5 to 0.5 cycles per pixel"
+    _image(drawn, 2 * WIDE, top, levels, bounds, canvas.VIRIDIS, "gain in dB", words)
 
 
-def _show_lines(figure: Figure, axes: list[Axes], response: Response) -> None:
-    far = reach(response)
-    offset = np.arange(-far, far + 1)
-    axes[0].plot(offset, around_middle(response.sensitivity, 1, far))
-    axes[0].set_title("sensitivity of the middle output")
-    axes[0].set_xlabel("samples from it")
-    gains = response.gains()
+def _image(
+    drawn: Canvas, left: int, top: int, values: np.ndarray, bounds: tuple[float, float], scale: np.ndarray, title: str,
+    below: str,
+) -> None:  # fmt: skip
+    shown = enlarged(colored(values, *bounds, scale), SIDE)
+    height, width = shown.shape[:2]
+    left += MARGIN
+    drawn.text(left + width / 2, top + 12, title)
+    drawn.paste(shown, left, top + 24)
+    drawn.frame(left, top + 24, left + width, top + 24 + height)
+    drawn.text(left + width / 2, top + 24 + height + 4, below, "mt", 11, canvas.GREY)
+    canvas.color_bar(drawn, left + width + 10, top + 24, height, (f"{bounds[1]:.2g}", f"{bounds[0]:.2g}"), scale)
+
+
+def _show_lines(drawn: Canvas, top: int, response: Response) -> None:
+    far, gains = reach(response), response.gains()
+    seen = around_middle(response.sensitivity, 1, far)[None]
+    _lines(drawn, 0, top, seen, (-far, far), "sensitivity of the middle output", "samples from it")
     if response.impulse is None or gains is None:
         return
-    frequency = (np.arange(gains.shape[-1]) - gains.shape[-1] // 2) / gains.shape[-1]
-    impulse, heights = around_middle(few(response.impulse), 1, far), decibels(few(gains))
-    for output, channel in np.ndindex(impulse.shape[:2]):
-        axes[1].plot(offset, impulse[output, channel])
-        axes[2].plot(frequency[frequency >= 0], heights[output, channel, frequency >= 0])
-    axes[1].set_title("impulse response" + caption(response))
-    axes[1].set_xlabel("samples from the impulse")
-    axes[2].set_title("gain in dB")
-    axes[2].set_xlabel("cycles per sample")
+    impulse = around_middle(few(response.impulse), 1, far)
+    impulse = impulse.reshape(-1, impulse.shape[-1])
+    positive = gains.shape[-1] // 2
+    heights = decibels(few(gains))[..., positive:].reshape(impulse.shape[0], -1)
+    last = (heights.shape[1] - 1) / gains.shape[-1]
+    pairs = caption(response)
+    title = f"impulse response, {pairs}" if pairs else "impulse response"
+    _lines(drawn, WIDE, top, impulse, (-far, far), title, "samples from the impulse")
+    _lines(drawn, 2 * WIDE, top, heights, (0, last), "gain in dB", "cycles per sample")
+
+
+def _lines(
+    drawn: Canvas, left: int, top: int, lines: np.ndarray, across: tuple[float, float], title: str, below: str
+) -> None:
+    """Lines [N, T] over what is across."""
+    x = Axis(*across, left + 62, left + WIDE - 16)
+    y = plot.axis([float(lines.min()), float(lines.max())], top + 24 + SIDE, top + 28)
+    drawn.axes(x, y, below)
+    drawn.text((x.start + x.end) / 2, top + 12, title)
+    for i, line in enumerate(lines):
+        drawn.signal(x, y, line, COLORS[i % len(COLORS)])
 
 
 def caption(response: Response) -> str:
     assert response.impulse is not None
     outputs, inputs = response.impulse.shape[:2]
-    return "" if outputs == inputs == 1 else f", outputs by inputs ({outputs} x {inputs})"
+    return "" if outputs == inputs == 1 else f"outputs by inputs ({outputs} x {inputs})"

@@ -12,11 +12,10 @@ from matplotlib.figure import Figure
 
 from sigexp.report.figures import png
 from sigexp.report.response import around_middle, decibels
+from sigexp.report.tiles import BEYOND, fitted_to, half_extent
 from sigexp.signal.response import Response
 
 MOST_CHANNELS = 4
-MARGIN = 2  # samples shown beyond the true kernel
-NEGLIGIBLE = 1e-4  # of a kernel's largest value
 
 
 def kernel(responses: Sequence[Response], true: np.ndarray) -> bytes | None:
@@ -26,7 +25,7 @@ def kernel(responses: Sequence[Response], true: np.ndarray) -> bytes | None:
     """
     if any(r.impulse is None or r.impulse.shape[:2] != (1, 1) for r in responses):
         return None
-    far = min(half_extent(true) + MARGIN, *(min(r.sensitivity.shape) // 2 - 1 for r in responses))
+    far = min(half_extent(true) + BEYOND, *(min(r.sensitivity.shape) // 2 - 1 for r in responses))
     learned = np.stack([around_middle(r.impulse[0, 0], true.ndim, far) for r in responses])  # type: ignore[index]
     expected = fitted_to(true, 2 * far + 1)
     off = float(np.linalg.norm(np.median(learned, 0) - expected) / np.linalg.norm(expected))
@@ -34,21 +33,6 @@ def kernel(responses: Sequence[Response], true: np.ndarray) -> bytes | None:
     figure = draw(learned, expected)
     figure.suptitle(f"learned (median over {len(responses)} seeds) and true; distance {100 * off:.2g} % of its norm")
     return png(figure)
-
-
-def half_extent(kernel: np.ndarray) -> int:
-    """How far from the middle, along any axis, a kernel has samples that matter."""
-    where = np.argwhere(np.abs(kernel) > NEGLIGIBLE * np.abs(kernel).max())
-    return int(np.abs(where - np.array(kernel.shape) // 2).max())
-
-
-def fitted_to(true: np.ndarray, length: int) -> np.ndarray:
-    """The middle `length` (odd) samples along every axis, zeros where there are fewer."""
-    for axis, n in enumerate(true.shape):
-        extra, cut = max(0, (length - n) // 2), max(0, (n - length) // 2)
-        widths = [(extra, extra) if i == axis else (0, 0) for i in range(true.ndim)]
-        true = np.pad(true.take(range(cut, n - cut), axis), widths)
-    return true
 
 
 def _kernel_images(learned: np.ndarray, expected: np.ndarray) -> Figure:

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run while it goes on: examples, decisions, kernels, the members of the search; as PNG.
+"""The pictures of a run as PNG, also while it goes on: examples, decisions, kernels, the members of the search.
 
 Colours: input grey, target black, output blue, a reference orange; errors and kernels from blue over white to red.
 """
@@ -10,20 +10,35 @@ import numpy as np
 from torch import Tensor
 
 from sigexp.report import canvas, plot
-from sigexp.report.canvas import BLACK, BLUE, GREY, ORANGE, PALE, Canvas, Color, colored, enlarged, fitted, legend, rgb
-from sigexp.report.figures import kernel_scales, shades, tiled
+from sigexp.report.canvas import (
+    BLACK,
+    BLUE,
+    GREY,
+    ORANGE,
+    PALE,
+    Canvas,
+    Color,
+    color_bar,
+    colored,
+    enlarged,
+    fitted,
+    legend,
+    rgb,
+)  # fmt: skip
 from sigexp.report.response import around_middle
-from sigexp.report.seeds import MARGIN, fitted_to, half_extent
+from sigexp.report.tiles import BEYOND, fitted_to, half_extent, kernel_scales, shades, tiled
 from sigexp.search.records import RoundRecord
 from sigexp.signal.response import Response
 
 SIDE = 96  # pixels of an example
+DECISION_SIDE = 180
 GAP = 6
 HEAD = 22  # pixels of a row of names
 PANEL = (210, 90)  # width and height of a sequence
 MOST_LINES = 2  # channels of a sequence drawn as lines; more are an image
 MOST_KERNELS = 48
 FLOOR_DB = -60.0
+OTHERS = (ORANGE, (20, 130, 70), (140, 80, 170), (150, 100, 40))  # of references
 
 
 def array(signal: Tensor) -> np.ndarray:
@@ -35,66 +50,92 @@ def largest(values: np.ndarray) -> float:
     return float(np.abs(values[np.isfinite(values)]).max(initial=0.0)) or 1.0
 
 
-def examples(kind: str, columns: Mapping[str, Tensor], *, own_scale: bool = False) -> bytes:
-    """Rows of examples: input, output, target, a reference where there is one, and the output's error.
+def examples(kind: str, columns: Mapping[str, Tensor], *, own_scale: bool = False, side: int = SIDE) -> bytes:
+    """Rows of examples: input, output, target, references, and the output's error.
 
-    columns: name -> [N, C, H, W] or [N, C, T]; 'input', 'output' and 'target' are always there. own_scale: outputs are
-    drawn on their own scale, not their target's.
+    columns: name -> [N, C, H, W] or [N, C, T]; 'input' and 'target' are always there. A column has one scale, so that
+    examples can be compared, and outputs have that of the targets, so that a wrong gain or offset can be seen.
+    own_scale: every output has its own, and an error would say nothing. side: pixels of an example.
     """
     if kind == "sequence":
         return sequences(columns)
-    output, target = array(columns["output"]), array(columns["target"])
-    error = (output - target).mean(1)
-    squares = np.square(output - target)
-    limit = 3 * math.sqrt(float(squares[np.isfinite(squares)].mean())) if np.isfinite(squares).any() else 0.0
-    limit = limit or 1e-12
     cells: dict[str, list[np.ndarray]] = {}
     for name, signals in columns.items():
-        alone = own_scale or name == "input"
-        cells[name] = [
-            rgb(shades(signal.nan_to_num(0, 0, 0), None if alone else wanted))
-            for signal, wanted in zip(signals, columns["target"], strict=True)
-        ]
-    cells[f"error ±{limit:.2g}"] = [colored(one, -limit, limit) for one in error]
-    shown = {name: [enlarged(image, SIDE) for image in images] for name, images in cells.items()}
+        like = (signals if name == "input" else columns["target"])[:, 0].flatten()[None]
+        alone = own_scale and name != "input"
+        images = [rgb(shades(one.nan_to_num(0, 0, 0), None if alone else like)) for one in signals]
+        low, high = float(like.min()), float(like.max())
+        told = name in ("input", "target") and signals.shape[1] != 3 and not alone and (low, high) != (0.0, 1.0)
+        cells[name.replace("_", " ") + (f"\n{low:.2g} to {high:.2g}" if told else "")] = images
+    if "output" in columns and not own_scale:
+        limit, errors = deviations(array(columns["output"] - columns["target"]))
+        cells[f"error\n±{limit:.2g}"] = [colored(one, -limit, limit) for one in errors]
+    shown = {name: [enlarged(image, side) for image in images] for name, images in cells.items()}
     widths = [max(image.shape[1] for image in images) for images in shown.values()]
-    height = max(image.shape[0] for images in shown.values() for image in images)
-    drawn = Canvas(sum(widths) + GAP * (len(widths) - 1), HEAD + len(target) * (height + GAP) - GAP)
+    height, rows = max(image.shape[0] for images in shown.values() for image in images), len(columns["target"])
+    head = HEAD + 14 * any("\n" in name for name in shown)
+    drawn = Canvas(sum(widths) + GAP * (len(widths) - 1), head + rows * (height + GAP) - GAP)
     left = 0
     for (name, images), width in zip(shown.items(), widths, strict=True):
-        drawn.text(left + width / 2, HEAD / 2, fitted(name.replace("_", " "), width), "mm")
+        for line, words in enumerate(name.split("\n")):
+            drawn.text(left + width / 2, 11 + 15 * line, fitted(words, width), "mm", 12, GREY if line else BLACK)
         for row, image in enumerate(images):
-            drawn.paste(image, left, HEAD + row * (height + GAP))
+            drawn.paste(image, left, head + row * (height + GAP))
         left += width + GAP
     return drawn.png(full_color=columns["target"].shape[1] == 3)
 
 
+def deviations(error: np.ndarray) -> tuple[float, np.ndarray]:
+    """Errors [N, C, H, W] as [N, H, W], the mean over channels, and three times their root mean square."""
+    squares = np.square(error[np.isfinite(error)])
+    return 3 * math.sqrt(float(squares.mean())) if squares.any() else 1e-12, error.mean(1)
+
+
+def decisions(images: Tensor, captions: Sequence[str], wrong: Sequence[bool] = ()) -> bytes:
+    """Images [N, C, H, W] in rows of four, each under its caption, which is red where the decision is wrong."""
+    shown = [enlarged(rgb(shades(image)), DECISION_SIDE) for image in images]
+    wide, (height, width) = min(4, len(shown)), shown[0].shape[:2]
+    drawn = Canvas(wide * (width + GAP) - GAP, -(-len(shown) // wide) * (height + HEAD))
+    for i, (image, caption) in enumerate(zip(shown, captions, strict=True)):
+        left, top = i % wide * (width + GAP), i // wide * (height + HEAD)
+        color = canvas.RED if wrong and wrong[i] else BLACK
+        drawn.text(left + width / 2, top + HEAD / 2, fitted(caption, width), "mm", 12, color)
+        drawn.paste(image, left, top + HEAD)
+    return drawn.png(full_color=images.shape[1] == 3)
+
+
 def sequences(columns: Mapping[str, Tensor]) -> bytes:
-    """Three panels a row: the input; output, target and reference over each other; the output's error."""
-    reference = [name for name in columns if name not in ("input", "output", "target")]
-    error = columns["output"] - columns["target"]
-    panels: list[tuple[str, list[tuple[str, Tensor, Color, int]]]] = [
-        ("input", [("input", columns["input"], GREY, 1)]),
-        (
-            "target",
-            [
-                ("target", columns["target"], canvas.LIGHT, 5),
-                *((name, columns[name], ORANGE, 1) for name in reference),
-                ("output", columns["output"], BLUE, 1),
-            ],
-        ),
-        ("error", [("output - target", error, canvas.RED, 1)]),
-    ]
-    (width, height), rows, left = PANEL, len(error), 36
-    drawn = Canvas(len(panels) * (width + left + GAP), HEAD + rows * (height + 2 * GAP))
-    for column, (_, signals) in enumerate(panels):
+    """Three panels a row: the input; output, target and references over each other; the output's error."""
+    others = [name for name in columns if name not in ("input", "output", "target")]
+    over = [("target", columns["target"], canvas.LIGHT, 5)]
+    over += [(name, columns[name], OTHERS[i % len(OTHERS)], 1) for i, name in enumerate(others)]
+    panels: list[list[tuple[str, Tensor, Color, int]]] = [[("input", columns["input"], GREY, 1)], over]
+    if "output" in columns:
+        over.append(("output", columns["output"], BLUE, 1))
+        panels.append([("output - target", columns["output"] - columns["target"], canvas.RED, 1)])
+    (width, height), rows, left = PANEL, len(columns["target"]), 36
+    named = [[(n.replace("_", " "), GREY if c == canvas.LIGHT else c) for n, _, c, _ in panel] for panel in panels]
+    lines = max(len(legend_lines(entries, width)) for entries in named)
+    head = HEAD + 15 * (lines - 1)
+    drawn = Canvas(len(panels) * (width + left + GAP), head + rows * (height + 2 * GAP))
+    for column, signals in enumerate(panels):
         start = column * (width + left + GAP) + left
-        named = [(name.replace("_", " "), GREY if color == canvas.LIGHT else color) for name, _, color, _ in signals]
-        legend(drawn, start, HEAD / 2, named)
+        for line, entries in enumerate(legend_lines(named[column], width)):
+            legend(drawn, start, HEAD / 2 + 15 * line, entries)
         for row in range(rows):
-            top = HEAD + row * (height + 2 * GAP)
+            top = head + row * (height + 2 * GAP)
             sequence_panel(drawn, start, top, [(array(s[row]), color, thick) for _, s, color, thick in signals])
     return drawn.png()
+
+
+def legend_lines(entries: Sequence[tuple[str, Color]], width: float) -> list[list[tuple[str, Color]]]:
+    """Names and colours in lines no wider than `width` pixels; a name that is wider has its own."""
+    lines: list[list[tuple[str, Color]]] = [[]]
+    for entry in entries:
+        if lines[-1] and canvas.legend_width([*lines[-1], entry]) > width:
+            lines.append([])
+        lines[-1].append(entry)
+    return lines
 
 
 def sequence_panel(drawn: Canvas, left: int, top: int, signals: Sequence[tuple[np.ndarray, Color, int]]) -> None:
@@ -171,7 +212,7 @@ def kernel_beside_true(response: Response, true: np.ndarray) -> bytes | None:
     impulse = response.impulse
     if impulse is None or tuple(impulse.shape[:2]) != (1, 1):
         return None
-    far = max(1, min(half_extent(true) + MARGIN, min(impulse.shape[2:]) // 2 - 1))
+    far = max(1, min(half_extent(true) + BEYOND, min(impulse.shape[2:]) // 2 - 1))
     learned, expected = around_middle(impulse[0, 0], true.ndim, far), fitted_to(true, 2 * far + 1)
     distance = float(np.linalg.norm(learned - expected) / np.linalg.norm(expected))
     drawn = Canvas(3 * 300 + 330 if true.ndim == 2 else 700, 310)
@@ -183,7 +224,7 @@ def kernel_beside_true(response: Response, true: np.ndarray) -> bytes | None:
             (("learned", learned, limit), ("true", expected, limit), ("learned - true", rest, most))
         ):
             drawn.text(300 * i + 135, 36, f"{name}, ±{bound:.2g}", "mm")
-            shown = enlarged(colored(values, -bound, bound), 250)[:258, :290]
+            shown = enlarged(colored(values, -bound, bound), 250)
             drawn.paste(shown, 300 * i + 4, 48)
             drawn.frame(300 * i + 4, 48, 300 * i + 4 + shown.shape[1], 48 + shown.shape[0])
         gains(drawn, learned.sum(0), expected.sum(0), 960, "gain in dB by cycles per pixel, along rows")
@@ -243,9 +284,6 @@ def members(rounds: Sequence[RoundRecord]) -> bytes | None:
     if descent:
         drawn.line(np.array([[x.at(t), y.at(min(v, most))] for t, v in descent]), canvas.RED, 2)
         drawn.text(x.at(descent[0][0]) + 8, y.at(min(descent[0][1], most)), "best", "lm", 12, canvas.RED)
-    bar = colored(np.linspace(high, low, 200)[:, None].repeat(14, 1), low, high, canvas.VIRIDIS)
-    drawn.paste(bar, 680, 100)
     drawn.text(687, 84, "learning rate", "mm")
-    drawn.text(700, 100, f"{10**high:.2g}", "lt", 11, GREY)
-    drawn.text(700, 300, f"{10**low:.2g}", "lb", 11, GREY)
+    color_bar(drawn, 680, 100, 200, (f"{10**high:.2g}", f"{10**low:.2g}"), canvas.VIRIDIS)
     return drawn.png()
