@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
 from sigexp import machine, problem
 from sigexp.cli import main
 
@@ -46,8 +44,7 @@ class Outcome:
 
 @contextlib.contextmanager
 def bounded() -> Iterator[None]:
-    """The process prepared for many commands: little memory to be had, a cache of its own, no windows."""
-    matplotlib.use("Agg")
+    """The process prepared for many commands: little memory to be had, a cache of its own."""
     free, soft = machine.free_memory_bytes, resource.getrlimit(resource.RLIMIT_AS)
     little = lambda device: min(free(device), FREE_BYTES)  # noqa: E731
     before = os.environ.get("SIGEXP_DATA")
@@ -71,7 +68,8 @@ def command(words: Sequence[str], seconds: float = 60, files: Path | None = None
         raise Unanswered
 
     with tempfile.TemporaryDirectory() as folder:
-        place = files or Path(folder)
+        place = files or Path(folder, "empty", "here")  # what is above is empty too
+        place.mkdir(parents=True, exist_ok=True)
         before = set(place.rglob("*"))
         os.chdir(place)
         previous = signal.signal(signal.SIGPROF, late)

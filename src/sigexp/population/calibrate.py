@@ -70,7 +70,7 @@ def _key(population: Population, feed: Feed, wanted: Wanted, batch_size: int) ->
         repr(population.template), shapes, [tuple(part.shape[1:]) for part in batch], batch_size,
         population.optimizer, population.precision, population.clip_norm is not None, population.compiled, wanted,
         machine.describe_device(str(population.device)), torch.__version__, sigexp.__version__,
-        [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.[cp]*"))], compiling.kernel() is not None,
+        [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.[chp]*"))], compiling.kernel() is not None,
     )  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
 

@@ -30,6 +30,7 @@ log = logging.getLogger("sigexp")
 SOURCES = [
     Path(__file__).with_name(name) for name in ("convolution.c", "lstm.c", "moments.c", "normalization.c", "pooling.c")
 ]
+HEADER = Path(__file__).with_name("vectors.h")
 # Not -ffast-math: NaN has to stay NaN, so that a member that diverged is seen.
 FLAGS = (
     "-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-shared",
@@ -122,7 +123,7 @@ def _built() -> Path:
     compiler = _compiler()
     # What the compiler defines names its own version and every extension of this processor.
     target = _run([*compiler, *FLAGS, "-dM", "-E", "-x", "c", os.devnull])
-    sources = [source.read_bytes() for source in SOURCES]
+    sources = [source.read_bytes() for source in [HEADER, *SOURCES]]
     digest = hashlib.sha256(b"\0".join([*sources, repr((compiler, FLAGS)).encode(), target]))
     path = cache_dir() / f"kernels-{digest.hexdigest()[:24]}.so"
     if path.exists():

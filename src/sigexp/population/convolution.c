@@ -8,32 +8,17 @@
    x [Q, C, B, H, W], weight [P, D, C, h, w], bias [P, D], out [P, D, B, H', W']. `convolution_learn` is another pass,
    for models of one layer. */
 
-#define _POSIX_C_SOURCE 200112L /* posix_memalign */
+#include "vectors.h"
 
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-
-#if defined(__AVX512F__)
-#define LANES 16
-#define SUMS 24 /* vectors that are summed at a time */
-#elif defined(__AVX__)
-#define LANES 8
-#define SUMS 12
-#else
-#define LANES 4
-#define SUMS 12
-#endif
+#define SUMS (LANES == 16 ? 24 : 12) /* vectors that are summed at a time */
 #define CHANNELS 4 /* at a time */
 #define VECTORS 96 /* at a time at least, if there are so many examples */
 #define ROWS 2     /* that `folded` takes together */
 #define HIGH 5     /* rows of a kernel, from which that pays */
 #define BESIDE(channels) ((channels) == 1 ? SUMS * 2 / 3 : SUMS / (channels)) /* vectors or taps at a time */
-#define inline_ static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 24")
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef int64_t size;
 
 typedef struct {
     size members, shared, examples, inputs, outputs, height, width, out_height, out_width;

@@ -7,30 +7,17 @@
    gates i, f, g, o. Weights and their gradients [P, D, H, K, G]; h [P, blocks, T, D, H, BLOCK];
    c [P, blocks, D, T, H, BLOCK] in the order of the scan. */
 
-#define _POSIX_C_SOURCE 200112L /* posix_memalign */
+#include "vectors.h"
 
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-
-#if defined(__AVX512F__)
-#define LANES 16
-#elif defined(__AVX__)
-#define LANES 8
-#else
-#define LANES 4
-#endif
 #define BLOCK (2 * LANES)
 #define STEPS 8   /* of time, between two updates of the weights' gradients */
 #define AHEAD 4   /* steps from asking the memory for h and c to their use in the backward pass */
 #define FLUSH 8   /* blocks that are summed in float32, before they enter a sum in float64 */
-#define inline_ static inline __attribute__((always_inline))
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef float vec4 __attribute__((vector_size(16), aligned(4)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef int32_t int4 __attribute__((vector_size(16)));
-typedef int64_t size;
 
 #if defined(__clang__)
 #define SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)

@@ -7,25 +7,12 @@
    with steps d and e between taps, y [N, D, H, W], centre [D, K] with K = C h w, and 1 more for the bias. A row of the
    table has R's upper triangle [K (K + 1) / 2], q [D, K] and s, divided by D H W. */
 
-#define _POSIX_C_SOURCE 200112L /* posix_memalign */
+#include "vectors.h"
 
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-
-#if defined(__AVX512F__)
-#define LANES 16
-#elif defined(__AVX__)
-#define LANES 8
-#else
-#define LANES 4
-#endif
 #define TOGETHER 8 /* sums, and vectors of a row, that stay in registers */
-#define inline_ static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef int64_t size;
 
 typedef struct {
     size channels, height, width, kernel_height, kernel_width, step_rows, step_columns, outputs, bias;
