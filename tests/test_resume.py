@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,9 @@ from sigexp.search.rounds import SearchLoop
 from sigexp.track.checkpoint import KEPT, Checkpoints, Damaged, sealed, unsealed
 from sigexp.track.folder import InUse, logging_to
 
+needs_optuna = pytest.mark.skipif(
+    not (find_spec("optuna") and find_spec("cmaes")), reason="the extra 'optuna' is not installed"
+)
 TINY = [
     "experiment=gaussian", "dataset.size=40", "dataset.test_size=4", "dataset.image_size=16", "search.members=3",
     "search.survivors=1", "search.initial_samples=20", "search.round_samples=20", "search.max_samples=400",
@@ -105,7 +109,13 @@ def test_a_search_goes_on_from_every_pause_bit_for_bit(make, plan):
 
 
 @pytest.mark.parametrize(
-    "kind", [PBT, Halving, Optuna, partial(Optuna, sampler="cmaes")], ids=["pbt", "halving", "tpe", "cmaes"]
+    "kind",
+    [
+        pytest.param(PBT, id="pbt"),
+        pytest.param(Halving, id="halving"),
+        pytest.param(Optuna, id="tpe", marks=needs_optuna),
+        pytest.param(partial(Optuna, sampler="cmaes"), id="cmaes", marks=needs_optuna),
+    ],
 )
 def test_every_search_goes_on(kind):
     taken_up_everywhere(plain, Plan(way="together", slice=3), kind)
