@@ -267,3 +267,33 @@ def test_one_large_kernel_leaves_the_others_visible():
     assert np.abs(planes / scales).max((1, 2)).tolist() == [1.0] * 8
     assert words == "each scaled to its own largest, 1 to 40"
     assert np.isfinite(tiles.kernel_scales(np.zeros((2, 3)))[0]).all()
+
+
+def test_an_error_column_is_red_where_the_output_is_too_large_and_blue_where_too_small():
+    target = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    off = torch.zeros(2, 1, 8, 8)
+    off[:, :, :4], off[:, :, 4:] = 0.1, -0.1
+    columns = {"input": target, "target": target, "output": target + off}
+    shown = pixels(snapshots.examples("image", columns, side=80))[:, -80:]
+    (high, low), head = (shown[-80:-40], shown[-40:]), len(shown) - 2 * 80 - snapshots.GAP
+    assert (high[..., 0] > high[..., 2] + 20).all()
+    assert (low[..., 2] > low[..., 0] + 20).all()
+    assert head > 0
+    alone = pixels(snapshots.examples("image", columns, own_scale=True, side=80))
+    assert alone.shape[1] == 3 * 80 + 2 * snapshots.GAP
+
+
+def test_errors_of_a_net_that_diverges_are_measured_all_the_same():
+    error = np.array([[[[1e30, np.nan], [-np.inf, 1e30]]]], np.float32)
+    limit, errors = snapshots.deviations(error)
+    assert limit == pytest.approx(3e30)
+    assert errors.shape == (1, 2, 2)
+    assert snapshots.deviations(np.zeros((1, 1, 2, 2), np.float32))[0] > 0
+
+
+def test_a_wrong_decision_is_told_in_red():
+    images = torch.zeros(2, 1, 16, 16)
+    right, wrong = (pixels(snapshots.decisions(images, ["a, said a", "a, said b"], [False, w])) for w in (False, True))
+    red = lambda shown: int(((shown[..., 0] > 150) & (shown[..., 1] < 120)).sum())  # noqa: E731
+    assert red(right) == 0
+    assert red(wrong[:, 190:]) == red(wrong) > 20

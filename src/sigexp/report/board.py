@@ -26,7 +26,7 @@ from sigexp.population.population import module_of
 from sigexp.problem import Batch, Problem
 from sigexp.report import model_graph, snapshots
 from sigexp.report.canvas import smaller
-from sigexp.report.pictures import worth_showing
+from sigexp.report.pictures import has_own_scale, worth_showing
 from sigexp.report.tables import number, ranked, test_sets
 from sigexp.report.terminal import best_reference
 from sigexp.report.tiles import kernel_weights
@@ -135,7 +135,7 @@ class Board:
         else:
             beside = dict([self.reference] if self.reference else [])
             columns = {"input": shown.inputs, "output": outputs, "target": shown.targets, **beside}
-            own = self.problem.headline == "hit_rate"
+            own = has_own_scale(self.problem)
             self.draw("progress/examples", step, lambda: snapshots.examples(self.problem.kind, columns, own_scale=own))
         found = kernel_weights(model)
         if found is not None:

@@ -13,6 +13,7 @@ from sigexp.report.plot import Axis, short
 Color = tuple[int, int, int]
 BLACK, GREY, PALE, LIGHT, WHITE = (30, 30, 30), (120, 120, 120), (190, 190, 190), (215, 215, 215), (255, 255, 255)
 BLUE, ORANGE, RED = (31, 119, 180), (230, 120, 20), (200, 40, 40)
+OTHERS = (ORANGE, (20, 130, 70), (140, 80, 170), (150, 100, 40))  # of lines beside a blue one
 BETWEEN = 14  # pixels from name to name
 SUBPIXEL = 4  # bits of OpenCV's coordinates
 BLUE_WHITE_RED = np.array([[33, 84, 160], [125, 170, 215], [255, 255, 255], [240, 150, 120], [170, 20, 40]], np.float32)

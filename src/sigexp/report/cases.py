@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sigexp.metrics import higher_is_better
 from sigexp.problem import Batch, Problem, Reference
-from sigexp.report.pictures import busiest, worth_showing
+from sigexp.report.pictures import busiest, has_own_scale, worth_showing
 from sigexp.report.terminal import best_reference
 from sigexp.report.tiles import shades
 
@@ -203,7 +203,7 @@ def decision(problem: Problem, case: Case) -> dict[str, Any]:
 def picture(problem: Problem, name: str, signal: Tensor, target: Tensor) -> str:
     """Outputs are drawn on their target's scale, so that a wrong gain can be seen; a map of which the place of the
     greatest value counts has none."""
-    own = name == "input" or problem.headline == "hit_rate"
+    own = name == "input" or has_own_scale(problem)
     return encoded(image(signal, None if own else target))
 
 

@@ -32,10 +32,15 @@ def pictures(
         shown = {name: r.predict for name, r in references.items() if r.predict and worth_showing(name, references)}
         columns = details if "test" in problem.ragged else first_examples
         beside = columns(problem, {"output": learned, **shown})
-        own = problem.headline == "hit_rate"
+        own = has_own_scale(problem)
         found = {"examples": partial(snapshots.examples, problem.kind, beside, own_scale=own, side=SIDE)}
     kernels = kernel_weights(model)
     return {**found, "kernels": partial(snapshots.kernels, *kernels)} if kernels else found
+
+
+def has_own_scale(problem: Problem) -> bool:
+    """Whether outputs are maps of which the place of the maximum counts, and not the values."""
+    return problem.headline == "hit_rate"
 
 
 def worth_showing(name: str, references: Mapping[str, Reference]) -> bool:

@@ -17,7 +17,7 @@ MOST_PANELS = 9  # pairs of channels shown
 FLOOR_DB = -60.0
 SIDE, MARGIN = 250, 24  # pixels of an image, and to its left
 WIDE, TALL = 350, 312  # of a panel with its title and what is below
-COLORS = (canvas.BLUE, canvas.ORANGE, (20, 130, 70), canvas.RED, (140, 80, 170), (150, 100, 40))
+COLORS = (canvas.BLUE, *canvas.OTHERS)
 
 
 def measured(model: nn.Module, problem: Problem) -> Response | None:

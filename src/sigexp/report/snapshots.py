@@ -14,7 +14,7 @@ from sigexp.report.canvas import (
     BLACK,
     BLUE,
     GREY,
-    ORANGE,
+    OTHERS,
     PALE,
     Canvas,
     Color,
@@ -24,7 +24,7 @@ from sigexp.report.canvas import (
     fitted,
     legend,
     rgb,
-)  # fmt: skip
+)
 from sigexp.report.response import around_middle
 from sigexp.report.tiles import BEYOND, fitted_to, half_extent, kernel_scales, shades, tiled
 from sigexp.search.records import RoundRecord
@@ -38,7 +38,6 @@ PANEL = (210, 90)  # width and height of a sequence
 MOST_LINES = 2  # channels of a sequence drawn as lines; more are an image
 MOST_KERNELS = 48
 FLOOR_DB = -60.0
-OTHERS = (ORANGE, (20, 130, 70), (140, 80, 170), (150, 100, 40))  # of references
 
 
 def array(signal: Tensor) -> np.ndarray:
@@ -87,7 +86,7 @@ def examples(kind: str, columns: Mapping[str, Tensor], *, own_scale: bool = Fals
 
 def deviations(error: np.ndarray) -> tuple[float, np.ndarray]:
     """Errors [N, C, H, W] as [N, H, W], the mean over channels, and three times their root mean square."""
-    squares = np.square(error[np.isfinite(error)])
+    squares = np.square(error[np.isfinite(error)], dtype=np.float64)  # of a net that diverges, too large for float32
     return 3 * math.sqrt(float(squares.mean())) if squares.any() else 1e-12, error.mean(1)
 
 
