@@ -25,7 +25,6 @@ from sigexp.names import Names
 from sigexp.population.population import module_of
 from sigexp.problem import Batch, Problem
 from sigexp.report import model_graph, snapshots
-from sigexp.report.canvas import smaller
 from sigexp.report.pictures import has_own_scale, worth_showing
 from sigexp.report.tables import number, ranked, test_sets
 from sigexp.report.terminal import best_reference
@@ -161,10 +160,9 @@ class Board:
         """Pictures of the best member when the search has ended. pictures: those of the run's folder, as PNG."""
         step = self.rounds[-1].total_samples
         self.progress(model, step)
-        full_color = self.problem.kind == "image" and self.problem.shapes()[1][0] == 3
         for name, png in pictures.items():
             if name != "kernels":  # progress has the last of them
-                self.events.picture(f"result/{name}", png if full_color else smaller(png), step)
+                self.events.picture(f"result/{name}", png, step)
         true = self.problem.kernel
         if looks is not None and true is not None:
             self.draw("result/kernel_beside_true", step, lambda: snapshots.kernel_beside_true(looks, true))

@@ -103,12 +103,6 @@ def encoded(image: Image.Image, *, full_color: bool = False) -> bytes:
     return buffer.getvalue()
 
 
-def smaller(png: bytes) -> bytes:
-    """A picture of 256 colours."""
-    with Image.open(io.BytesIO(png)) as image:
-        return encoded(image.convert("RGB"))
-
-
 def fitted(words: str, width: float, size: int = 12) -> str:
     """The words, cut so that they are no wider than `width` pixels."""
     if font(size).getlength(words) <= width:
