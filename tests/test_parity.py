@@ -399,9 +399,10 @@ def test_compiled_pooling_is_max_pool2d(size):
         assert torch.equal(ours.nan_to_num(7e7), theirs.nan_to_num(7e7))
 
 
+@pytest.mark.parametrize("relu", [False, True], ids=["plain", "relu"])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("count", [2, 5, 64, 2047, 6000])
-def test_compiled_normalization_is_batch_norm(count, threads, monkeypatch):
+def test_compiled_normalization_is_batch_norm(count, threads, relu, monkeypatch):
     if compiling.kernel() is None:
         pytest.skip("there is no C compiler")
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
@@ -410,9 +411,10 @@ def test_compiled_normalization_is_batch_norm(count, threads, monkeypatch):
     weight, bias = (torch.randn(3, generator=rng).requires_grad_() for _ in range(2))
     factor = torch.randn((3, count), generator=rng)
     mean, variance = native.statistics(x.detach())
-    found = native.Normalization.apply(compiling.kernel(), x, weight, bias, mean, variance, 1e-5)
+    found = native.Normalization.apply(compiling.kernel(), x, weight, bias, mean, variance, 1e-5, relu)
     exact = [tensor.detach().double().requires_grad_() for tensor in (x, weight, bias)]
     expected = F.batch_norm(exact[0][None], None, None, *exact[1:], True)[0]
+    expected = F.relu(expected) if relu else expected
     assert_close(mean.double(), exact[0].mean(1), 1e-6, "mean")
     assert_close(variance.double(), exact[0].var(1, correction=0), 1e-5, "variance")
     assert_close(found.double(), expected, 2e-5, "values")
@@ -420,6 +422,27 @@ def test_compiled_normalization_is_batch_norm(count, threads, monkeypatch):
     theirs = torch.autograd.grad((expected * factor).sum(), exact)
     for name, own, other in zip(("input", "weight", "bias"), ours, theirs, strict=True):
         assert_close(own.double(), other, 1e-4 if count > 2 else 1e-3, f"gradient of the {name}")
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["plain", "relu"])
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (2, 3), (16, 66), (64, 40)], ids=str)
+def test_compiled_maxima_are_batch_norm_and_max_pool2d(size, relu):
+    if compiling.kernel() is None:
+        pytest.skip("there is no C compiler")
+    rng = torch.Generator().manual_seed(0)
+    x = (torch.randn((3, 7, *size), generator=rng) + torch.tensor([0.0, 9.0, -3.0]).view(3, 1, 1, 1)).requires_grad_()
+    weight, bias = (torch.tensor(v, requires_grad=True) for v in ([1.5, -0.7, 0.3], [0.1, -0.4, 0.8]))
+    measured = native.statistics(x.detach().flatten(1))
+    found = native.NormalizedMaxima.apply(compiling.kernel(), x, weight, bias, *measured, 1e-5, relu)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (x, weight, bias)]
+    normal = F.batch_norm(exact[0].transpose(0, 1), None, None, *exact[1:], True)
+    expected = F.max_pool2d(F.relu(normal) if relu else normal, 2).transpose(0, 1)
+    factor = torch.randn(found.shape, generator=rng)
+    assert_close(found.double(), expected, 2e-5, "values")
+    ours = torch.autograd.grad((found * factor).sum(), (x, weight, bias))
+    theirs = torch.autograd.grad((expected * factor).sum(), exact)
+    for name, own, other in zip(("input", "weight", "bias"), ours, theirs, strict=True):
+        assert_close(own.double(), other, 1e-4, f"gradient of the {name}")
 
 
 def preferring(algorithm: str) -> Kernels:
@@ -864,11 +887,13 @@ def test_an_lstm_from_a_learned_state_is_exact(bidirectional):
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
 @pytest.mark.parametrize("flat", [True, False], ids=["1d", "2d"])
 @pytest.mark.parametrize("options", list(NORMS.values()), ids=list(NORMS))
-def test_batch_norm_is_exact_in_training_and_evaluation(options, flat, shared):
+@pytest.mark.parametrize("behind", [[], [nn.ReLU()], [nn.MaxPool2d(2)], [nn.ReLU(), nn.MaxPool2d(2)]], ids=str)
+def test_batch_norm_is_exact_in_training_and_evaluation(behind, options, flat, shared):
     if flat:
-        layers = lambda: [nn.Flatten(), nn.Linear(30, 8), nn.BatchNorm1d(8, **options)]  # noqa: E731
+        behind = [layer for layer in behind if isinstance(layer, nn.ReLU)]
+        layers = lambda: [nn.Flatten(), nn.Linear(30, 8), nn.BatchNorm1d(8, **options), *behind]  # noqa: E731
     else:
-        layers = lambda: [conv(1, 2, 3), nn.BatchNorm2d(2, **options)]  # noqa: E731
+        layers = lambda: [conv(1, 2, 3), nn.BatchNorm2d(2, **options), *behind]  # noqa: E731
     norm_first = [nn.BatchNorm2d(1, **options)] if shared else []
     members = members_of(lambda: nn.Sequential(*copy.deepcopy(norm_first), *layers()))
     batch = random_batch((1, 5, 6), members[0])
@@ -878,6 +903,18 @@ def test_batch_norm_is_exact_in_training_and_evaluation(options, flat, shared):
     population.step(batch)
     for p, outputs in enumerate(population.predict(batch.inputs)):
         assert_close(outputs, population.member(p)(batch.inputs), 1e-12, f"outputs of member {p}")
+
+
+def test_layers_that_are_joined_are_still_there_one_by_one():
+    """A module may take what is between the layers of an `nn.Sequential` that it also calls as a whole."""
+
+    def whole_and_halves(parts: Odd, x: Tensor) -> Tensor:
+        between = parts[0][:2](x)
+        return parts[0](x) + parts[0][2:](between) + between.mean((2, 3), keepdim=True)
+
+    layers = lambda: nn.Sequential(conv(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2))  # noqa: E731
+    members = members_of(lambda: Odd([layers()], whole_and_halves))
+    assert_one_step_is_exact(members, random_batch((1, 6, 6), members[0]), PLANS["together"])
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])

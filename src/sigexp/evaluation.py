@@ -1,15 +1,47 @@
 """Judging a predictor: every metric of a problem on whole splits, in chunks so that memory stays bounded."""
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sigexp.metrics import POOLED_OVER_PIXELS
 from sigexp.problem import Batch, Problem, Split
 
+Predict = Callable[[Tensor], Tensor]  # inputs -> outputs
 Watch = Callable[[Tensor, Batch, Tensor], None]  # (index, examples, outputs) of a chunk
 CHUNK_VALUES = 8_000_000  # input values evaluated at once: 32 MB, small enough for any activation that follows
+PASS_VALUES = 262_144  # input values that pass a model at once on a CPU: what it makes of them stays in the caches
+
+
+def passes(inputs: Tensor) -> Sequence[Tensor]:
+    """Inputs in the parts that a model takes best one after the other, where they are on a CPU."""
+    if inputs.device.type != "cpu":
+        return [inputs]
+    return inputs.split(max(1, PASS_VALUES // max(1, inputs[:1].numel())))
+
+
+class InPasses:
+    """A model in evaluation, on a CPU in passes and with the channels of images innermost, two to four times as quick
+    as whole chunks are; where the model does not take that layout, it is left."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.innermost, self.takes = model, copy.deepcopy(model), True
+        for tensor in [*self.innermost.parameters(), *self.innermost.buffers()]:
+            if tensor.ndim == 4:
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        return torch.cat([self._one(part) for part in passes(inputs)]).contiguous()
+
+    def _one(self, inputs: Tensor) -> Tensor:
+        if self.takes and inputs.device.type == "cpu" and inputs.ndim == 4:
+            try:
+                return self.innermost(inputs.contiguous(memory_format=torch.channels_last))
+            except RuntimeError:  # a model may look at its values by `view`
+                self.takes = False
+        return self.model(inputs)
 
 
 def chunks(problem: Problem, split: Split, most: int | None = None) -> list[Tensor]:
@@ -24,7 +56,7 @@ def chunks(problem: Problem, split: Split, most: int | None = None) -> list[Tens
 
 
 def evaluate(
-    predictors: Mapping[str, Callable[[Tensor], Tensor]],
+    predictors: Mapping[str, Predict],
     problem: Problem,
     split: Split,
     device: str | torch.device = "cpu",
@@ -39,12 +71,13 @@ def evaluate(
     more; the other metrics are means over examples.
     """
     sums = {name: dict.fromkeys(problem.metrics, 0.0) for name in predictors}
+    called = {name: InPasses(one) if isinstance(one, nn.Module) else one for name, one in predictors.items()}
     pixels = examples = 0
     for index in chunks(problem, split, most):
         inputs, targets = (part.to(device) for part in problem.sample(split, index))
         weight = targets[0].numel()
         pixels, examples = pixels + weight * len(index), examples + len(index)
-        for name, predict in predictors.items():
+        for name, predict in called.items():
             with torch.no_grad():
                 outputs = predict(inputs)
                 if watch and name in watch:
@@ -59,7 +92,7 @@ def evaluate(
 
 
 def evaluate_all(
-    predictors: Mapping[str, Callable[[Tensor], Tensor]],
+    predictors: Mapping[str, Predict],
     problem: Problem,
     device: str | torch.device = "cpu",
     watch: Mapping[str, Watch] | None = None,

@@ -27,9 +27,7 @@ from sigexp.machine import cache_dir
 
 log = logging.getLogger("sigexp")
 
-SOURCES = [
-    Path(__file__).with_name(name) for name in ("convolution.c", "lstm.c", "moments.c", "normalization.c", "pooling.c")
-]
+SOURCES = [Path(__file__).with_name(name) for name in ("convolution.c", "lstm.c", "moments.c", "normalization.c")]
 HEADER = Path(__file__).with_name("vectors.h")
 # Not -ffast-math: NaN has to stay NaN, so that a member that diverged is seen.
 FLAGS = (
@@ -68,17 +66,19 @@ class Windows(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in _names.split()]
 
 
-POINTER, NUMBER = ctypes.c_void_p, ctypes.c_int64
+POINTER, NUMBER, FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 SIGNATURES = {
     "convolution_forward": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 4)),
     "convolution_backward": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 6)),
     "convolution_learn": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 7)),
     "moments_rows": (ctypes.c_int, (Windows, NUMBER, *[POINTER] * 4)),
     "normalization_statistics": (None, (*[NUMBER] * 3, *[POINTER] * 3)),
-    "normalization_forward": (None, (*[NUMBER] * 3, *[POINTER] * 5)),
-    "normalization_backward": (None, (*[NUMBER] * 3, *[POINTER] * 8)),
+    "normalization_forward": (None, (*[NUMBER] * 3, FLAG, *[POINTER] * 5)),
+    "normalization_backward": (None, (*[NUMBER] * 3, FLAG, *[POINTER] * 9)),
     "pooling_forward": (None, (*[NUMBER] * 3, *[POINTER] * 3)),
     "pooling_backward": (None, (*[NUMBER] * 3, *[POINTER] * 3)),
+    "maxima_forward": (None, (*[NUMBER] * 5, FLAG, *[POINTER] * 7)),
+    "maxima_backward": (None, (*[NUMBER] * 5, *[POINTER] * 10)),
     "lstm_block": (ctypes.c_int64, ()),
     "lstm_forward": (ctypes.c_int, (Shape, POINTER, Strides, *[POINTER] * 4)),
     "lstm_backward": (ctypes.c_int, (Shape, POINTER, Strides, *[POINTER] * 4, Strides, *[POINTER] * 3)),

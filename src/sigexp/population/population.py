@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sigexp import machine
+from sigexp.evaluation import passes
 from sigexp.population.convolution import Kernels
 from sigexp.population.feed import Feed
 from sigexp.population.moments import Moments
@@ -274,11 +275,13 @@ class Population:
         """Outputs of every member, in evaluation mode and without gradients: P tensors [B, ...]."""
         with torch.no_grad(), self.autocast():
             if self.plan.way == "together":
-                length = self.plan.slice or len(inputs)
-                parts = [self.together.outputs(self.params, self.buffers, part) for part in inputs.split(length)]
-                outputs = list(torch.cat(parts, 1).unbind())
+                parts = inputs.split(self.plan.slice) if self.plan.slice else passes(inputs)
+                found = [self.together.outputs(self.params, self.buffers, part) for part in parts]
+                outputs = list(torch.cat(found, 1).unbind())
             else:
-                outputs = [member.eval()(inputs) for member in self.modules()]
+                order = torch.channels_last if self.plan.channels_last and inputs.ndim == 4 else torch.preserve_format
+                parts = [part.contiguous(memory_format=order) for part in passes(inputs)]
+                outputs = [torch.cat([member.eval()(part) for part in parts]) for member in self.modules()]
         return [out.float() for out in outputs] if self.precision == "bf16" else outputs
 
     def evaluate(self, batch: Batch, metrics: Collection[str] | None = None) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 
 from sigexp.layers.fft_conv import fft_conv2d
 from sigexp.population import compiling, native
+from sigexp.population.blocks import block, join, learn
 from sigexp.population.convolution import Geometry, Kernels, convolve, pair
 from sigexp.population.recurrent import lstm_layers
 from sigexp.population.single import SingleConvolution
@@ -73,6 +74,7 @@ class Together:
             owner, _, leaf = path.rpartition(".")
             held = modules[owner]._parameters if leaf in modules[owner]._parameters else modules[owner]._buffers
             self._places.append((held, leaf, names[id(tensor)]))
+        join(self.template)
 
     def losses_and_gradients(
         self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch, weights: Tensor
@@ -192,9 +194,9 @@ def linear(kernels, count, x, weight, bias=None):
 
 def batch_norm(
     kernels, count, x, running_mean=None, running_var=None, weight=None, bias=None, training=False, momentum=0.1,
-    eps=1e-5,
+    eps=1e-5, pools=False, relu=False,
 ):  # fmt: skip
-    """The channels of all members as the channels of one layer."""
+    """The channels of all members as the channels of one layer; with what `block` has behind it."""
     planes = x.members(count).transpose(1, 2).contiguous()  # [P, C, B, ...]
     if training and planes[0, 0].numel() == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.tensor.shape}")
@@ -203,24 +205,23 @@ def batch_norm(
         None if t is None else t.members(count).view(-1) for t in (running_mean, running_var, weight, bias)
     )
     rows = planes.view(planes.shape[0] * planes.shape[1], -1)
-    if training and compiling.takes(rows):
-        found = native.statistics(rows)
-        learn(mean, variance, *found, momentum, rows.shape[1])
+    if (training or not torch.is_grad_enabled()) and compiling.takes(rows):
+        found: Any = native.statistics(rows) if training else (mean, variance)
+        if training:
+            learn(mean, variance, found[0], found[1], momentum, rows.shape[1])
         scale = torch.ones_like(found[0]) if scale is None else scale
         shift = torch.zeros_like(found[0]) if shift is None else shift
-        out = native.Normalization.apply(compiling.kernel(), rows, scale, shift, *found, eps)
+        if pools and planes.dim() == 5 and min(planes.shape[3:]) > 1:
+            out = native.NormalizedMaxima.apply(
+                compiling.kernel(), planes.flatten(0, 1), scale, shift, *found, eps, relu
+            )
+            return out.unflatten(0, planes.shape[:2]).transpose(1, 2)
+        out = native.Normalization.apply(compiling.kernel(), rows, scale, shift, *found, eps, relu)
     else:
         out = F.batch_norm(rows[None], mean, variance, scale, shift, training, momentum, eps)
-    return out.view(planes.shape).transpose(1, 2)
-
-
-def learn(
-    running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, variance: Tensor, momentum: float, count: int
-) -> None:
-    """The running statistics go towards those of `count` values."""
-    if running_mean is not None and running_var is not None:
-        running_mean.lerp_(mean.to(running_mean), momentum)
-        running_var.lerp_((variance * (count / (count - 1))).to(running_var), momentum)
+        out = F.relu(out) if relu else out
+    out = out.view(planes.shape).transpose(1, 2)
+    return max_pool2d(kernels, count, Stacked(out, own=True), 2) if pools else out
 
 
 def max_pool2d(
@@ -289,6 +290,7 @@ RULES: Mapping[Any, Callable] = {
     torch.conv2d: conv2d,
     F.linear: linear,
     F.batch_norm: batch_norm,
+    block: batch_norm,
     F.max_pool2d: max_pool2d,
     torch._VF.lstm: lstm,
     fft_conv2d: fft_conv,
