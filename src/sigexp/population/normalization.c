@@ -10,6 +10,8 @@
 
 #define LANES 16 /* a multiple of any processor's */
 #define BLOCK 2048
+#define SUMS 4 /* at a time: an addition takes as long as so many can begin in */
+#define WIDE (SUMS * LANES)
 
 #define BELOW 4 /* the place of a maximum that the ReLU has set to 0 */
 
@@ -27,26 +29,30 @@ static double sum(vec x) {
     return total;
 }
 
+static double sum_all(const vec *x) { return sum((x[0] + x[1]) + (x[2] + x[3])); }
+
 /* Mean and variance of the rows from `first` to `last`; blocks by Chan, Golub and LeVeque (1983). */
 void normalization_statistics(size first, size last, size count, const float *x, float *mean, float *variance) {
     for (size r = first; r < last; r++) {
         const float *row = x + r * count;
         double average = 0, squares = 0;
         for (size begin = 0; begin < count; begin += BLOCK) {
-            size n = count - begin < BLOCK ? count - begin : BLOCK, whole = n / LANES * LANES;
+            size n = count - begin < BLOCK ? count - begin : BLOCK, whole = n / WIDE * WIDE;
             const float *block = row + begin;
-            vec total = {0}, deviations = {0};
-            for (size i = 0; i < whole; i += LANES) total += load(block + i);
-            double here = sum(total), more = 0;
+            vec total[SUMS] = {0}, deviations[SUMS] = {0};
+            for (size i = 0; i < whole; i += WIDE)
+                for (size k = 0; k < SUMS; k++) total[k] += load(block + i + k * LANES);
+            double here = sum_all(total), more = 0;
             for (size i = whole; i < n; i++) here += block[i];
             float center = here /= n;
-            for (size i = 0; i < whole; i += LANES) {
-                vec off = load(block + i) - center;
-                deviations += off * off;
-            }
+            for (size i = 0; i < whole; i += WIDE)
+                for (size k = 0; k < SUMS; k++) {
+                    vec off = load(block + i + k * LANES) - center;
+                    deviations[k] += off * off;
+                }
             for (size i = whole; i < n; i++) more += (block[i] - center) * (block[i] - center);
             double difference = here - average;
-            squares += sum(deviations) + more + difference * difference * ((double)begin * n / (begin + n));
+            squares += sum_all(deviations) + more + difference * difference * ((double)begin * n / (begin + n));
             average += difference * n / (begin + n);
         }
         mean[r] = average, variance[r] = squares / count;
