@@ -640,7 +640,7 @@ def describe(reached: Reached) -> str:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="MODEL", help="by default all")
-    parser.add_argument("--quick", action="store_true", help="8 members, short slices: a rough look in 5 minutes")
+    parser.add_argument("--quick", action="store_true", help="8 members, one short slice: a rough look in 3 minutes")
     parser.add_argument("--members", help="sizes P of the population, by default 8,20")
     parser.add_argument("--time-to-quality", action="store_true", help="seconds to a test error instead")
     parser.add_argument("--cap", type=float, default=150.0, help="seconds a search may take for --time-to-quality")
@@ -665,7 +665,7 @@ def main() -> None:
     if chosen.time_to_quality:
         time_to_quality(chosen.names, chosen.cap, say)
     else:
-        effort = Effort(140, 2, 0.4, 60) if chosen.quick else Effort(300, 3, 1.5, PLANNED_SECONDS)
+        effort = Effort(100, 1, 0.4, 20) if chosen.quick else Effort(300, 3, 1.5, PLANNED_SECONDS)
         speed(chosen.names, chosen.members, effort, say)
     if chosen.output:
         chosen.output.write_text("\n".join(lines) + "\n", encoding="utf-8")

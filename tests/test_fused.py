@@ -160,8 +160,8 @@ def test_an_interrupted_sweep_goes_on(launcher, search, workdir, plain, monkeypa
         same(folder, alone[told])
 
 
-@pytest.mark.parametrize("way", ["together", "one by one"])
-def test_what_waits_of_members_is_cut_apart_and_put_together(way):
+@pytest.mark.parametrize("plan", [Plan("together"), Plan("one by one"), Plan("together", padded=True)], ids=str)
+def test_what_waits_of_members_is_cut_apart_and_put_together(plan):
     """Members that are moved to other populations in the middle of minibatches learn what they would have learned."""
     inputs = torch.randn(64, 1, 6)
     batch = Batch(inputs, inputs.flip(2))
@@ -170,7 +170,7 @@ def test_what_waits_of_members_is_cut_apart_and_put_together(way):
     torch.manual_seed(0)
     modules = [nn.Sequential(nn.Flatten(), nn.Linear(6, 6), nn.Unflatten(1, (1, 6))).double() for _ in range(3)]
     batch = Batch(*(part.double() for part in batch))
-    whole = Population(modules, loss=mse, metrics={"mse": mse}, optimizer="adam", hparams=hparams, plan=Plan(way=way))
+    whole = Population(modules, loss=mse, metrics={"mse": mse}, optimizer="adam", hparams=hparams, plan=plan)
     whole.step(Batch(*(part[:29] for part in batch)))
     snapshot = whole.snapshot()
     pieces = split(snapshot.unfinished[0], 3)
@@ -186,6 +186,38 @@ def test_what_waits_of_members_is_cut_apart_and_put_together(way):
     expected, (first, second) = whole.state(), (part.state() for part in parts)
     for name, tensor in expected.items():
         torch.testing.assert_close(torch.stack([first[name][1], second[name][0], first[name][0]]), tensor)
+
+
+@pytest.mark.parametrize("plan", [Plan("one by one"), Plan("together", padded=True)], ids=str)
+def test_members_that_were_alone_go_on_together(plan):
+    """What waits for each then begins elsewhere, because their batch sizes differ."""
+    inputs = torch.randn(64, 1, 6, dtype=torch.float64)
+    batch = Batch(inputs, inputs.flip(2))
+    torch.manual_seed(0)
+    modules = [nn.Sequential(nn.Flatten(), nn.Linear(6, 6), nn.Unflatten(1, (1, 6))).double() for _ in range(3)]
+
+    def of(chosen: list[int]) -> Population:
+        sizes = {
+            "lr": [0.1, 0.05, 0.2],
+            "momentum": [0.9, 0.0, 0.5],
+            "weight_decay": [0.0] * 3,
+            "batch_size": [8, 12, 20],
+        }
+        hparams = {name: torch.tensor([values[p] for p in chosen]) for name, values in sizes.items()}
+        members = [modules[p] for p in chosen]
+        return Population(members, loss=mse, metrics={"mse": mse}, optimizer="adam", hparams=hparams, plan=plan)
+
+    alone, waits = [of([p]) for p in range(3)], []
+    for population in alone:
+        population.step(Batch(*(part[:29] for part in batch)))
+        waits += split(population.snapshot().unfinished[0], 1)
+    members = {name: torch.cat([one.state()[name] for one in alone]) for name in alone[0].state()}
+    together = of([0, 1, 2])
+    together.restore(Snapshot(members, [{**merge(waits), "random": torch.get_rng_state()}], [plan]))
+    for population in (together, *alone):
+        population.step(Batch(*(part[29:] for part in batch)))
+    for name, tensor in together.state().items():
+        torch.testing.assert_close(tensor, torch.cat([one.state()[name] for one in alone]))
 
 
 def test_what_cannot_be_one_population_runs_alone(workdir, plain, capsys, monkeypatch):

@@ -46,6 +46,7 @@ PAIRS = [(choice.name, model) for choice in catalog.choices("experiment") for mo
 PLANS = {
     "together": Plan(way="together"),
     "together-2_a_pass": Plan(way="together", slice=2),
+    "together-padded": Plan(way="together", padded=True),
     "one_by_one-channels_last": Plan(way="one by one", channels_last=True),
 }
 MIXED, EQUAL = (3, 4, 6), (4, 4, 4)

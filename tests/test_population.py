@@ -181,7 +181,9 @@ def plain_net() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 1, 3, padding=1)).double()
 
 
-@pytest.mark.parametrize("plan", [Plan(way="together"), Plan(way="one by one")], ids=str)
+@pytest.mark.parametrize(
+    "plan", [Plan(way="together"), Plan(way="one by one"), Plan(way="together", padded=True)], ids=str
+)
 def test_a_pass_that_does_not_fit_into_memory_is_split(plan, monkeypatch, caplog):
     modules = [plain_net() for _ in range(3)]
     free, limited = population(modules, plan=plan), population(modules, plan=plan)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +28,7 @@ class InPasses:
     as whole chunks are; where the model does not take that layout, it is left."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model, self.innermost, self.takes = model, copy.deepcopy(model), True
-        for tensor in [*self.innermost.parameters(), *self.innermost.buffers()]:
-            if tensor.ndim == 4:
-                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+        self.model, self.takes = model, True
 
     def __call__(self, inputs: Tensor) -> Tensor:
         return torch.cat([self._one(part) for part in passes(inputs)]).contiguous()
@@ -42,6 +40,15 @@ class InPasses:
             except RuntimeError:  # a model may look at its values by `view`
                 self.takes = False
         return self.model(inputs)
+
+    @cached_property
+    def innermost(self) -> nn.Module:
+        """A copy of the model, whose kernels lie as the images do."""
+        found = copy.deepcopy(self.model)
+        for tensor in [*found.parameters(), *found.buffers()]:
+            if tensor.ndim == 4:
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+        return found
 
 
 def chunks(problem: Problem, split: Split, most: int | None = None) -> list[Tensor]:

@@ -15,6 +15,8 @@ class Plan:
         'moments' second-order statistics instead of examples (moments.py).
     channels_last: memory layout of images and kernels, for 'one by one'.
     slice: examples in one pass, so that activations stay in the cache or in memory; None takes the minibatch whole.
+    padded: each member takes its own next minibatch in a pass, also where batch sizes differ (padded.py); else a pass
+        ends where a minibatch of any member does.
     shards: parts of the population that are computed apart from each other, each on `threads` threads.
     processes: that carry them; their number changes no bit.
     kernels: which algorithm each convolution takes, for 'together'.
@@ -23,6 +25,7 @@ class Plan:
     way: str = "one by one"
     channels_last: bool = False
     slice: int | None = None
+    padded: bool = False
     shards: int = 1
     processes: int = 1
     threads: int = 1
@@ -42,6 +45,7 @@ class Plan:
     def __str__(self) -> str:
         parts = [self.way, *["channels_last"] * self.channels_last]
         parts += [f"{self.slice} examples a pass"] if self.slice else []
+        parts += ["minibatches padded"] if self.padded else []
         parts += [f"{self.shards} parts"] if self.shards > 1 else []
         number = self.processes * self.threads
         carriers = "processes" if self.processes > 1 else "threads" if number > 1 else "thread"

@@ -22,6 +22,7 @@ from sigexp.population.feed import Feed
 from sigexp.population.moments import Moments
 from sigexp.population.one_by_one import OneByOne
 from sigexp.population.optimizers import SLOTS, Schedule
+from sigexp.population.padded import Padded
 from sigexp.population.plan import Plan
 from sigexp.population.steps import AllAtOnce, Flat
 from sigexp.population.together import Together
@@ -260,9 +261,10 @@ class Population:
 
     def restart(self, seen: int = 0) -> AllAtOnce | OneByOne:
         """Advance by the plan as it is now, from the beginning of a minibatch, after `seen` examples."""
-        apart = self.whole and len(self.hparams["batch_size"].unique()) > 1
-        one_by_one = self.plan.way == "one by one" or apart
-        self._steps = OneByOne(self, seen) if one_by_one else AllAtOnce(self, self._flat, seen)
+        differ = len(self.hparams["batch_size"].unique()) > 1
+        one_by_one = self.plan.way == "one by one" or (differ and self.whole)
+        at_once = Padded if self.plan.padded and self.plan.way == "together" and not self.whole else AllAtOnce
+        self._steps = OneByOne(self, seen) if one_by_one else at_once(self, self._flat, seen)
         return self._steps
 
     def full_precision(self, loss: PerExample) -> PerExample:

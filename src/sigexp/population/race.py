@@ -28,6 +28,7 @@ SLICES = (16, 32, 10**6, 64, 4, 8)  # examples a pass that are tried, in this or
 FEW = 4  # members of a large model that are timed together
 EQUAL = 0.95  # of the best rate, above which candidates are equal
 CLOSE, ROUNDS = 0.8, 3  # of the best rate, above which candidates run that many times again, in turns
+LAPS = 4  # minibatches of the members of different batch sizes that are timed
 CLEARLY = 0.8  # of the time by examples, below which statistics are clearly quicker
 FAR = 20  # times the speed of members one by one, above which no way to compute with examples is expected
 MOST_MOMENTS = 8  # times as many numbers as an example has, above which statistics do not pay
@@ -85,6 +86,7 @@ class Race:
                 if plan not in self.timed:
                     self._enter(plan, members)
             self._decide_between_near_equals(members)
+            self._decide_on_padding(members)
             if apart > 1:
                 self._decide_on_processes(apart)
         finally:
@@ -225,6 +227,31 @@ class Race:
         equal = [plan for plan in near if self.rates[str(plan)] > EQUAL * best]
         plan = min(equal, key=lambda plan: (plan.slice or self.size) * self._extent(plan, members)[0])
         self.best = (self.rates[str(plan)], plan)
+
+    def _decide_on_padding(self, members: int) -> None:
+        """Whether members with different batch sizes had better have passes of their own minibatches."""
+        rate, plan = self.best
+        fourth = self.size // 4
+        if plan.way != "together" or self.population.whole or self._large() or members < 2 or not fourth:
+            return
+        sizes = torch.tensor([self.size - fourth * (p % 3) for p in range(members)])
+        taken = {}
+        own = replace(plan, padded=True, slice=plan.slice if plan.slice and plan.slice < self.size else None)
+        for way in (plan, own):
+            if self._left() < 2 * LAPS * members * self.size / rate:
+                return
+            trial = self._trial(way, members, self.size)
+            trial.set_hparams({**trial.hparams, "batch_size": sizes})
+            laps = []
+            for _ in range(2):
+                began = time.perf_counter()
+                for _ in range(LAPS):
+                    trial.minibatch_losses(self.batch)
+                _synchronize(self.population.device)
+                laps.append(time.perf_counter() - began)
+            taken[way.padded] = min(laps)
+        if taken[True] < CLOSE * taken[False]:
+            self.best = (rate, own)
 
     def _time(self, plan: Plan, rows: int, length: int) -> float:
         """Member-samples per second of training steps; the first, which fills caches, counts only if it is slow."""

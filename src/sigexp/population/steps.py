@@ -142,7 +142,12 @@ class AllAtOnce:
             for name, buffer in before.items():  # running statistics, which the pass may have changed
                 buffers[name].copy_(buffer)
             raise
-        self.losses = self.losses.to(sums.dtype) + sums * weights.to(sums)
+        self._add(sums * weights.to(sums), found)
+
+    def _add(self, losses: Tensor, found: Sequence[Tensor | None]) -> None:
+        """Add one pass's share of the minibatches' losses [P], and its gradients."""
+        params = self.population.params
+        self.losses = self.losses.to(losses.dtype) + losses
         grads = [g if g is not None else torch.zeros_like(p) for g, p in zip(found, params.values(), strict=True)]
         self.unused = [name for name, grad in zip(params, found, strict=True) if grad is None]
         if self.gradients is None:

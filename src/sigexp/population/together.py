@@ -79,7 +79,10 @@ class Together:
     def losses_and_gradients(
         self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch, weights: Tensor
     ) -> tuple[Tensor, list[Tensor | None]]:
-        """Losses [P, B] in training mode, and the gradients [P, ...] of their sum weighted with `weights` [P]."""
+        """Losses [P, B] in training mode, and the gradients [P, ...] of their sum weighted with `weights` [P], or
+        [P, B] where every member has examples of its own: inputs and targets [P, B, ...]."""
+        if weights.ndim == 2:
+            return self._by_layers(params, buffers, batch, weights)
         ways: dict[str, Callable] = {"layers": self._by_layers}
         if self.single and self.single.takes(params, batch):
             ways = {"single pass": self.single.losses_and_gradients, **ways}
@@ -90,30 +93,35 @@ class Together:
     ) -> tuple[Tensor, list[Tensor | None]]:
         self.template.train()
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
-        losses = self._over_members({**leaves, **buffers}, batch.inputs, lambda out: self.loss(out, batch.targets))
-        upstream = weights.to(losses)[:, None].expand_as(losses)
+        own = weights.ndim == 2
+        losses = self._over_members({**leaves, **buffers}, batch, lambda out, targets: self.loss(out, targets), own)
+        upstream = weights.to(losses) if own else weights.to(losses)[:, None].expand_as(losses)
         return losses.detach(), list(torch.autograd.grad(losses, list(leaves.values()), upstream, allow_unused=True))
 
     def outputs(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Outputs of all members in evaluation mode, without gradients: [P, B, ...]."""
         self.template.eval()
         with torch.no_grad():
-            return self._over_members({**params, **buffers}, inputs, lambda out: out)
+            return self._over_members({**params, **buffers}, Batch(inputs, inputs), lambda out, _: out)
 
-    def _over_members(self, state: Mapping[str, Tensor], inputs: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
-        """finish(template(inputs)) with the tensors of every member in turn, as `torch.func.vmap` of
-        `torch.func.functional_call` would compute it; their checks and trees take longer than small models train."""
+    def _over_members(
+        self, state: Mapping[str, Tensor], batch: Batch, finish: Callable[[Tensor, Tensor], Tensor], own: bool = False
+    ) -> Tensor:
+        """finish(template(inputs), targets) with the tensors of every member in turn, and its examples where they are
+        its `own`, as `torch.func.vmap` of `torch.func.functional_call` would compute it; their checks and trees take
+        longer than small models train."""
         count = len(next(iter(state.values())))
         level = _functorch._vmap_increment_nesting(count, "different")
         try:
             stacked = {name: _functorch._add_batch_dim(tensor, 0, level) for name, tensor in state.items()}
+            inputs, targets = (_functorch._add_batch_dim(part, 0, level) for part in batch) if own else batch
             for held, leaf, name in self._places:
                 held[leaf] = stacked[name]
             for module in self.template.modules():
                 if isinstance(module, nn.RNNBase):  # it keeps a list of its weights besides
                     module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
             with Interception(self.kernels):
-                result = finish(self.template(inputs))
+                result = finish(self.template(inputs), targets)
             return _functorch._remove_batch_dim(result, level, count, 0)
         finally:
             _functorch._vmap_decrement_nesting()

@@ -1,6 +1,6 @@
 """What of a population waits between two calls of `advance`, member by member: cut apart, and put together.
 
-The members of a state have advanced over the same examples, by the same way: `AllAtOnce` or `OneByOne`.
+The members of a state have advanced over the same examples, by the same way: `AllAtOnce`, `Padded` or `OneByOne`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,6 +42,10 @@ def merge(members: Sequence[Mapping[str, Tensor]]) -> State:
             if name.startswith(WAITING)
         }
         return {"seen": torch.cat([member["seen"] for member in members]), **waits}
+    if "taken" in first:  # of `Padded`; who waits with the most examples has those of all
+        first = min(members, key=lambda member: int(member["seen"]))
+        taken = torch.cat([member["taken"] + member["seen"] - first["seen"] for member in members])
+        return {**first, "taken": taken}
     shared = {name: t for name, t in first.items() if name in ("seen", "used") or name.startswith(WAITING)}
     # Who has just begun a minibatch may have no gradients, where others do.
     rows = {name: t for name, t in first.items() if name not in shared}
