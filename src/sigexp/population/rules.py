@@ -1,0 +1,188 @@
+"""What members compute together where torch's own batching is slow or missing: rules for torch functions.
+
+A rule takes the arguments of the function that modules call, with every tensor that vmap would batch as `Stacked`. It
+returns plain tensors that lead with P, and autograd differentiates it like any other code. To fuse another operation,
+write such a function and add it to `RULES`; one that knows nothing better returns `each(...)`. The convolutions are in
+convolution.py, the LSTM in recurrent.py, BatchNorm with what is behind it in blocks.py.
+
+Axes: P members, B examples, C channels, H W pixels, T samples.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sigexp.layers.fft_conv import fft_conv2d
+from sigexp.population import compiling, native
+from sigexp.population.blocks import block, learn
+from sigexp.population.convolution import Geometry, convolve, pair
+from sigexp.population.recurrent import lstm_layers
+from sigexp.signal.quality import SquaredError, squared_error
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """A tensor of P members, [P, ...], or one that they share."""
+
+    tensor: Tensor
+    own: bool
+
+    def members(self, count: int) -> Tensor:
+        return self.tensor if self.own else self.tensor.expand(count, *self.tensor.shape)
+
+
+def each(function: Callable, count: int, *arguments: Any) -> Tensor | tuple[Tensor, ...]:
+    """The members one after the other, their results stacked: right for any operation."""
+    columns = [a.members(count).unbind() if isinstance(a, Stacked) else [a] * count for a in arguments]
+    results = [function(*row) for row in zip(*columns, strict=True)]
+    if isinstance(results[0], Tensor):
+        return torch.stack(results)
+    return tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+
+
+# Convolutions, those of sequences as images one pixel high.
+
+
+def conv2d(kernels, count, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    geometry = Geometry.of(weight.tensor.shape[-2:], stride, padding, dilation, groups)
+    if geometry is None or x.tensor.dim() != 4 + x.own:
+        return each(F.conv2d, count, x, weight, bias, stride, padding, dilation, groups)
+    bias = bias.members(count) if bias else None
+    return convolve(kernels, geometry, x.tensor, weight.members(count), bias, shared=not x.own)
+
+
+def fft_conv(kernels, count, x, weight, bias, padding):
+    return conv2d(kernels, count, x, weight, bias, padding=padding)
+
+
+def conv1d(kernels, count, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    geometry = Geometry.of_line(weight.tensor.shape[-1], stride, padding, dilation, groups)
+    if geometry is None or x.tensor.dim() != 3 + x.own:
+        return each(F.conv1d, count, x, weight, bias, stride, padding, dilation, groups)
+    bias = bias.members(count) if bias else None
+    lines, taps = x.tensor.unsqueeze(-2), weight.members(count).unsqueeze(-2)
+    return convolve(kernels, geometry, lines, taps, bias, shared=not x.own).squeeze(-2)
+
+
+def linear(kernels, count, x, weight, bias=None):
+    if not weight.own or x.tensor.dim() < 2 + x.own:
+        return each(F.linear, count, x, weight, bias)
+    shift = bias.members(count) if bias else None
+    if not x.own:  # one wide layer gives the outputs of all members
+        wide = F.linear(x.tensor, weight.tensor.flatten(0, 1), None if shift is None else shift.flatten())
+        return wide.unflatten(-1, (count, -1)).movedim(-2, 0)
+    rows, matrix = x.tensor.flatten(1, -2), weight.tensor.transpose(1, 2)
+    out = torch.bmm(rows, matrix) if shift is None else torch.baddbmm(shift[:, None], rows, matrix)
+    return out.unflatten(1, x.tensor.shape[1:-1])
+
+
+def batch_norm(
+    kernels, count, x, running_mean=None, running_var=None, weight=None, bias=None, training=False, momentum=0.1,
+    eps=1e-5, pools=False, relu=False,
+):  # fmt: skip
+    """The channels of all members as the channels of one layer; with what `block` has behind it."""
+    planes = x.members(count).transpose(1, 2).contiguous()  # [P, C, B, ...]
+    if training and planes[0, 0].numel() == 1:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.tensor.shape}")
+    # Views, because the running statistics are updated in place.
+    mean, variance, scale, shift = (
+        None if t is None else t.members(count).view(-1) for t in (running_mean, running_var, weight, bias)
+    )
+    rows = planes.view(planes.shape[0] * planes.shape[1], -1)
+    if (training or not torch.is_grad_enabled()) and compiling.takes(rows):
+        found: Any = native.statistics(rows) if training else (mean, variance)
+        if training:
+            learn(mean, variance, found[0], found[1], momentum, rows.shape[1])
+        scale = torch.ones_like(found[0]) if scale is None else scale
+        shift = torch.zeros_like(found[0]) if shift is None else shift
+        if pools and planes.dim() == 5 and min(planes.shape[3:]) > 1:
+            out = native.NormalizedMaxima.apply(
+                compiling.kernel(), planes.flatten(0, 1), scale, shift, *found, eps, relu
+            )
+            return out.unflatten(0, planes.shape[:2]).transpose(1, 2)
+        out = native.Normalization.apply(compiling.kernel(), rows, scale, shift, *found, eps, relu)
+    else:
+        out = F.batch_norm(rows[None], mean, variance, scale, shift, training, momentum, eps)
+        out = F.relu(out) if relu else out
+    out = out.view(planes.shape).transpose(1, 2)
+    return max_pool2d(kernels, count, Stacked(out, own=True), 2) if pools else out
+
+
+def max_pool2d(
+    kernels, count, x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
+):
+    """Members, channels and examples are all just planes, in whatever order they lie in memory."""
+    if return_indices or x.tensor.dim() != 4 + x.own:
+        return each(F.max_pool2d, count, x, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    planes = x.members(count).transpose(1, 2)
+    squares = pair(kernel_size) == pair(stride or kernel_size) == (2, 2) and min(planes.shape[3:]) > 1
+    if squares and pair(padding) == (0, 0) and pair(dilation) == (1, 1) and not ceil_mode and compiling.takes(planes):
+        out = native.Pooling.apply(compiling.kernel(), planes.flatten(0, 2))
+    else:
+        out = F.max_pool2d(planes.flatten(0, 2), kernel_size, stride, padding, dilation, ceil_mode)
+    return out.view(*planes.shape[:3], *out.shape[1:]).transpose(1, 2)
+
+
+def lstm(
+    kernels, count, x, states, weights, has_bias, layers, dropout, training, bidirectional, batch_first=None
+):  # fmt: skip
+    per_direction = 4 if has_bias else 2
+    if batch_first is None or len(weights) != layers * (1 + bidirectional) * per_direction:
+        raise RuntimeError("packed sequences and projections have no rule")
+    begins = any(state.tensor.any() for state in states)
+    if begins or (dropout and training and layers > 1) or not all(weight.own for weight in weights):
+
+        def one(x, h, c, *weights):
+            settings = (has_bias, layers, dropout, training, bidirectional, batch_first)
+            return torch._VF.lstm(x, (h, c), list(weights), *settings)
+
+        return each(one, count, x, *states, *weights)
+    sequences = x.tensor if x.own else x.tensor[None]
+    sequences = sequences.transpose(1, 2) if batch_first else sequences
+    stacked = [weight.tensor for weight in weights]
+
+    def run(compiled, x, *weights):
+        return lstm_layers(x, weights, layers, 1 + bidirectional, has_bias, compiled)
+
+    ways = {"compiled": partial(run, True)} if compiling.takes(sequences, *stacked) else {}
+    out, h, c = kernels.pick(
+        f"lstm {tuple(stacked[0].shape[1:])}", {**ways, "torch": partial(run, False)}, (sequences, *stacked)
+    )
+    return (out.transpose(1, 2) if batch_first else out), h, c
+
+
+def squared_errors(kernels, count, outputs, targets):
+    if targets.tensor.requires_grad:
+        return each(squared_error, count, outputs, targets)
+    return SquaredError.apply(outputs.members(count), targets.tensor, 2)
+
+
+def cross_entropy(
+    kernels, count, logits, classes, weight=None, size_average=None, ignore_index=-100, reduce=None, reduction="mean",
+    label_smoothing=0.0,
+):  # fmt: skip
+    """For one value per example, members are only more examples."""
+    settings = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
+    if reduction != "none" or classes.own or classes.tensor.is_floating_point() or logits.tensor.dim() != 3:
+        return each(lambda x, y, w: F.cross_entropy(x, y, w, **settings), count, logits, classes, weight)
+    x, y = logits.members(count).flatten(0, 1), classes.tensor.repeat(count)
+    return F.cross_entropy(x, y, weight.tensor if weight else None, **settings).unflatten(0, (count, -1))
+
+
+RULES: Mapping[Any, Callable] = {
+    torch.conv1d: conv1d,
+    torch.conv2d: conv2d,
+    F.linear: linear,
+    F.batch_norm: batch_norm,
+    block: batch_norm,
+    F.max_pool2d: max_pool2d,
+    torch._VF.lstm: lstm,
+    fft_conv2d: fft_conv,
+    squared_error: squared_errors,
+    F.cross_entropy: cross_entropy,
+}
