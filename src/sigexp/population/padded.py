@@ -54,6 +54,7 @@ class Padded(AllAtOnce):
         begin = torch.tensor(self.taken, device=population.device)
         index = (begin[:, None] + place).clamp_(max=len(stock.inputs) - 1)
         weights = torch.where(place < lengths[:, None], self.weights[:, None], 0)
+        same = len(due) == len(self.sizes) and len({*zip(self.sizes, self.taken, strict=True)}) == 1
         first = 0
         while first < width:
             here = slice(first, first + self.longest)
@@ -61,7 +62,10 @@ class Padded(AllAtOnce):
             everyone = population.buffers or len(some) == len(self.sizes)
             rows = slice(None) if everyone else torch.tensor(some, device=population.device)
             try:
-                self._pass(stock, index[rows, here], weights[rows, here], rows)
+                if same:
+                    self._accumulate(Batch(*(part[index[0, here]] for part in stock)))
+                else:
+                    self._pass(stock, index[rows, here], weights[rows, here], rows)
             except (MemoryError, RuntimeError) as error:
                 if self.longest == 1:
                     raise
