@@ -229,13 +229,14 @@ class Race:
         self.best = (self.rates[str(plan)], plan)
 
     def _decide_on_padding(self, members: int) -> None:
-        """Whether members with different batch sizes had better have passes of their own minibatches."""
+        """Whether members with different batch sizes had better have passes of their own minibatches; both rates are
+        those of such members."""
         rate, plan = self.best
         fourth = self.size // 4
         if plan.way != "together" or self.population.whole or self._large() or members < 2 or not fourth:
             return
         sizes = torch.tensor([self.size - fourth * (p % 3) for p in range(members)])
-        taken = {}
+        rates = {}
         own = replace(plan, padded=True, slice=plan.slice if plan.slice and plan.slice < self.size else None)
         for way in (plan, own):
             if self._left() < 2 * LAPS * members * self.size / rate:
@@ -249,8 +250,9 @@ class Race:
                     trial.minibatch_losses(self.batch)
                 _synchronize(self.population.device)
                 laps.append(time.perf_counter() - began)
-            taken[way.padded] = min(laps)
-        if taken[True] < CLOSE * taken[False]:
+            name = str(way) if way.padded else f"{way}, batch sizes differ"
+            self.rates[name] = rates[way.padded] = LAPS * members * self.size / min(laps)
+        if CLOSE * rates[True] > rates[False]:
             self.best = (rate, own)
 
     def _time(self, plan: Plan, rows: int, length: int) -> float:
