@@ -412,7 +412,7 @@ def test_compiled_normalization_is_batch_norm(count, threads, relu, monkeypatch)
     weight, bias = (torch.randn(3, generator=rng).requires_grad_() for _ in range(2))
     factor = torch.randn((3, count), generator=rng)
     mean, variance = native.statistics(x.detach())
-    found = native.Normalization.apply(compiling.kernel(), x, weight, bias, mean, variance, 1e-5, relu)
+    found = native.Normalization.apply(compiling.kernel(), x, weight, bias, mean, variance, 1e-5, False, relu)
     exact = [tensor.detach().double().requires_grad_() for tensor in (x, weight, bias)]
     expected = F.batch_norm(exact[0][None], None, None, *exact[1:], True)[0]
     expected = F.relu(expected) if relu else expected
@@ -434,7 +434,7 @@ def test_compiled_maxima_are_batch_norm_and_max_pool2d(size, relu):
     x = (torch.randn((3, 7, *size), generator=rng) + torch.tensor([0.0, 9.0, -3.0]).view(3, 1, 1, 1)).requires_grad_()
     weight, bias = (torch.tensor(v, requires_grad=True) for v in ([1.5, -0.7, 0.3], [0.1, -0.4, 0.8]))
     measured = native.statistics(x.detach().flatten(1))
-    found = native.NormalizedMaxima.apply(compiling.kernel(), x, weight, bias, *measured, 1e-5, relu)
+    found = native.Normalization.apply(compiling.kernel(), x, weight, bias, *measured, 1e-5, True, relu)
     exact = [tensor.detach().double().requires_grad_() for tensor in (x, weight, bias)]
     normal = F.batch_norm(exact[0].transpose(0, 1), None, None, *exact[1:], True)
     expected = F.max_pool2d(F.relu(normal) if relu else normal, 2).transpose(0, 1)

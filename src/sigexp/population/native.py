@@ -148,20 +148,32 @@ class DirectConvolution(torch.autograd.Function):
 
 
 class Normalization(torch.autograd.Function):
-    """x [R, N] by the mean and variance of each row, then times weight and plus bias [R], then ReLU where `relu` says
-    so; float32 on the CPU. The gradient takes it that mean and variance are those of x."""
+    """x [R, ...] by the mean and variance of each row, then times weight and plus bias [R]; float32 on the CPU.
+
+    Where `pools`, the maxima of squares of 2 x 2 of x [R, B, H, W]: [R, B, H / 2, W / 2]; where `relu`, ReLU of that.
+    The gradient takes it that mean and variance are those of x.
+    """
 
     @staticmethod
     def forward(
-        ctx, library: ctypes.CDLL, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps,
-        relu: bool,
+        ctx, library: ctypes.CDLL, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float,
+        pools: bool, relu: bool,
     ):  # fmt: skip
         inverse = (variance + eps).rsqrt()
-        factor, shift, out = weight * inverse, bias.contiguous(), torch.empty_like(x)
-        pointers = [tensor.data_ptr() for tensor in (x, mean, factor, shift, out)]
-        _in_threads(lambda first, last: library.normalization_forward(first, last, x.shape[1], relu, *pointers), len(x))
-        ctx.library, ctx.relu = library, relu
-        ctx.save_for_backward(x, mean, inverse, factor, shift)
+        factor, shift = weight * inverse, bias.contiguous()
+        kept: list[Tensor] = []  # of the maxima: the values of x that they come from, and their places
+        if pools:
+            run, ctx.run, extent = library.maxima_forward, library.maxima_backward, x.shape[1:]
+            out = x.new_empty(*x.shape[:2], x.shape[2] // 2, x.shape[3] // 2)
+            kept = [torch.empty_like(out), torch.empty_like(out, dtype=torch.uint8)]
+        else:
+            run, ctx.run, extent = library.normalization_forward, library.normalization_backward, x[:1].flatten().shape
+            out = torch.empty_like(x)
+        pointers = [tensor.data_ptr() for tensor in (x, mean, factor, shift, out, *kept)]
+        _in_threads(lambda first, last: run(first, last, *extent, relu, *pointers), len(x))
+        # Below zero the places say so; without maxima it is computed again.
+        ctx.settings, again = (extent, ()) if pools else ((*extent, relu), (shift,))
+        ctx.save_for_backward(x, *kept, mean, inverse, factor, *again)
         return out
 
     @staticmethod
@@ -169,41 +181,10 @@ class Normalization(torch.autograd.Function):
     def backward(ctx, *gradients: Tensor):
         x, *values = ctx.saved_tensors
         grad, dx = gradients[0].contiguous(), torch.empty_like(x)
-        dw, db = torch.empty_like(values[0]), torch.empty_like(values[0])
+        dw, db = torch.empty_like(values[-1]), torch.empty_like(values[-1])
         pointers = [tensor.data_ptr() for tensor in (x, grad, *values, dx, dw, db)]
-        _in_threads(
-            lambda first, last: ctx.library.normalization_backward(first, last, x.shape[1], ctx.relu, *pointers), len(x)
-        )
-        return None, dx, dw, db, None, None, None, None
-
-
-class NormalizedMaxima(torch.autograd.Function):
-    """`Normalization` of x [R, B, H, W], of which the maxima of squares of 2 x 2 are left: [R, B, H / 2, W / 2]."""
-
-    @staticmethod
-    def forward(
-        ctx, library: ctypes.CDLL, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps,
-        relu: bool,
-    ):  # fmt: skip
-        inverse = (variance + eps).rsqrt()
-        factor, shift = weight * inverse, bias.contiguous()
-        out = x.new_empty(*x.shape[:2], x.shape[2] // 2, x.shape[3] // 2)
-        chosen, which = torch.empty_like(out), torch.empty_like(out, dtype=torch.uint8)
-        pointers = [tensor.data_ptr() for tensor in (x, mean, factor, shift, out, chosen, which)]
-        _in_threads(lambda first, last: library.maxima_forward(first, last, *x.shape[1:], relu, *pointers), len(x))
-        ctx.library = library
-        ctx.save_for_backward(x, chosen, which, mean, inverse, factor)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, *gradients: Tensor):
-        x, chosen, which, *values = ctx.saved_tensors
-        grad, dx = gradients[0].contiguous(), torch.empty_like(x)
-        dw, db = torch.empty_like(values[0]), torch.empty_like(values[0])
-        pointers = [tensor.data_ptr() for tensor in (x, chosen, which, grad, *values, dx, dw, db)]
-        _in_threads(lambda first, last: ctx.library.maxima_backward(first, last, *x.shape[1:], *pointers), len(x))
-        return None, dx, dw, db, None, None, None, None
+        _in_threads(lambda first, last: ctx.run(first, last, *ctx.settings, *pointers), len(x))
+        return None, dx, dw, db, *[None] * 5
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:

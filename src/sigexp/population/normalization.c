@@ -197,7 +197,7 @@ void maxima_forward(size first, size last, size examples, size height, size widt
 
 /* `normalization_backward` of the maxima, whose gradient is grad [R, B, H / 2, W / 2]. */
 void maxima_backward(size first, size last, size examples, size height, size width, const float *restrict x,
-                     const float *chosen, const uint8_t *which, const float *grad, const float *mean,
+                     const float *grad, const float *chosen, const uint8_t *which, const float *mean,
                      const float *inverse, const float *factor, float *restrict x_grad, float *weight_grad, float *bias_grad) {
     size rows = height / 2, columns = width / 2, squares = examples * rows * columns, count = examples * height * width;
     for (size r = first; r < last; r++) {

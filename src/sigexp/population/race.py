@@ -6,9 +6,9 @@ A candidate that disagrees with training the members one by one is out of the ra
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from sigexp.population.moments import Moments
 from sigexp.population.optimizers import LARGE
 from sigexp.population.plan import Plan
 from sigexp.population.population import Population, take
+from sigexp.population.timing import least_seconds, quickest
 from sigexp.problem import Batch
 
 log = logging.getLogger("sigexp")
@@ -162,7 +163,7 @@ class Race:
         count = min(4, self.size)
         trial = self._trial(Plan(way="together"), min(4, self.wanted.members), count)
         kernels = trial.together.kernels
-        kernels.choose = _quickest
+        kernels.choose = quickest
         trial.minibatch_losses(Batch(*(part[:count] for part in self.batch)))
         return dict(kernels.chosen)
 
@@ -243,31 +244,21 @@ class Race:
                 return
             trial = self._trial(way, members, self.size)
             trial.set_hparams({**trial.hparams, "batch_size": sizes})
-            laps = []
-            for _ in range(2):
-                began = time.perf_counter()
-                for _ in range(LAPS):
-                    trial.minibatch_losses(self.batch)
-                _synchronize(self.population.device)
-                laps.append(time.perf_counter() - began)
+            seconds = least_seconds(partial(self._laps, trial), self.population.device, most=2)
             name = str(way) if way.padded else f"{way}, batch sizes differ"
-            self.rates[name] = rates[way.padded] = LAPS * members * self.size / min(laps)
+            self.rates[name] = rates[way.padded] = LAPS * members * self.size / seconds
         if CLOSE * rates[True] > rates[False]:
             self.best = (rate, own)
 
+    def _laps(self, trial: Population) -> None:
+        for _ in range(LAPS):
+            trial.minibatch_losses(self.batch)
+
     def _time(self, plan: Plan, rows: int, length: int) -> float:
-        """Member-samples per second of training steps; the first, which fills caches, counts only if it is slow."""
+        """Member-samples per second of training steps."""
         trial = self._trial(plan, rows, length)
         batch = Batch(*(part[:length] for part in self.batch))
-        least = float("inf")
-        for repeat in range(3):
-            began = time.perf_counter()
-            trial.minibatch_losses(batch)
-            _synchronize(self.population.device)
-            least = min(least, time.perf_counter() - began)
-            if repeat and least > 0.1:
-                break
-        return rows * length / least
+        return rows * length / least_seconds(lambda: trial.minibatch_losses(batch), self.population.device)
 
     def _decide_on_processes(self, apart: int) -> None:
         """Parts on a thread each, or all members on all threads: by the time to the end of the run."""
@@ -303,39 +294,7 @@ class Race:
         trial = self._trial(plan, self.wanted.members, self.size)
         trial.moments, trial.table = moments, table
         index = torch.arange(self.size) % len(table)
-        least = float("inf")
-        for _ in range(5):
-            began = time.perf_counter()
-            trial.minibatch_losses(Batch(index, index))
-            least = min(least, time.perf_counter() - began)
-        rate = self.wanted.members * self.size / least
+        seconds = least_seconds(lambda: trial.minibatch_losses(Batch(index, index)), self.population.device, most=5)
+        rate = self.wanted.members * self.size / seconds
         self.rates[str(plan)] = rate
         self.moments_seconds = statistics + self.wanted.samples / rate
-
-
-def _quickest(candidates: Mapping[str, Callable], arguments: tuple[Any, ...]) -> str:
-    """The name of the quickest candidate; the first, unless another is clearly quicker."""
-    times: dict[str, float] = {}
-    for name, function in candidates.items():
-        least = float("inf")
-        for _ in range(3):
-            own = [a.detach().requires_grad_(a.requires_grad) if isinstance(a, Tensor) else a for a in arguments]
-            began = time.perf_counter()
-            result = function(*own)
-            out = result[0] if isinstance(result, tuple) else result
-            learned = [a for a in own if isinstance(a, Tensor) and a.requires_grad]
-            if learned:
-                torch.autograd.grad(out, learned, torch.ones_like(out))
-            _synchronize(out.device)
-            least = min(least, time.perf_counter() - began)
-            if least > 0.05:
-                break
-        times[name] = least
-    best = min(times, key=lambda name: times[name])
-    first = next(iter(times))
-    return best if times[best] < 0.85 * times[first] else first
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

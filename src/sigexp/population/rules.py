@@ -93,23 +93,21 @@ def batch_norm(
     mean, variance, scale, shift = (
         None if t is None else t.members(count).view(-1) for t in (running_mean, running_var, weight, bias)
     )
-    rows = planes.view(planes.shape[0] * planes.shape[1], -1)
+    channels = planes.flatten(0, 1)  # of all members: [P C, B, ...]
+    rows = channels.flatten(1)
     if (training or not torch.is_grad_enabled()) and compiling.takes(rows):
         found: Any = native.statistics(rows) if training else (mean, variance)
         if training:
             learn(mean, variance, found[0], found[1], momentum, rows.shape[1])
         scale = torch.ones_like(found[0]) if scale is None else scale
         shift = torch.zeros_like(found[0]) if shift is None else shift
-        if pools and planes.dim() == 5 and min(planes.shape[3:]) > 1:
-            out = native.NormalizedMaxima.apply(
-                compiling.kernel(), planes.flatten(0, 1), scale, shift, *found, eps, relu
-            )
-            return out.unflatten(0, planes.shape[:2]).transpose(1, 2)
-        out = native.Normalization.apply(compiling.kernel(), rows, scale, shift, *found, eps, relu)
+        maxima = pools and channels.dim() == 4 and min(channels.shape[2:]) > 1
+        out = native.Normalization.apply(compiling.kernel(), channels, scale, shift, *found, eps, maxima, relu)
+        pools = pools and not maxima
     else:
-        out = F.batch_norm(rows[None], mean, variance, scale, shift, training, momentum, eps)
+        out = F.batch_norm(rows[None], mean, variance, scale, shift, training, momentum, eps).view(channels.shape)
         out = F.relu(out) if relu else out
-    out = out.view(planes.shape).transpose(1, 2)
+    out = out.unflatten(0, planes.shape[:2]).transpose(1, 2)
     return max_pool2d(kernels, count, Stacked(out, own=True), 2) if pools else out
 
 

@@ -1,0 +1,43 @@
+"""How long pieces of training take on this machine: what the race of the plans measures with."""
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CLEAR = 0.85  # of the first candidate's time, below which another is clearly quicker
+ENOUGH = 0.05  # seconds of one run, above which its noise is small
+
+
+def least_seconds(work: Callable[[], Any], device: torch.device, most: int = 3, fewest: int = 2) -> float:
+    """The shortest of at most `most` runs of `work`; after the `fewest` first, one that takes long is enough."""
+    least = float("inf")
+    for run in range(most):
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        least = min(least, time.perf_counter() - began)
+        if run + 1 >= fewest and least > ENOUGH:
+            break
+    return least
+
+
+def quickest(candidates: Mapping[str, Callable], arguments: tuple[Any, ...]) -> str:
+    """The name of the quickest candidate, forward and backward; the first, unless another is clearly quicker."""
+    device = next(a.device for a in arguments if isinstance(a, Tensor))
+
+    def learn(function: Callable) -> None:
+        own = [a.detach().requires_grad_(a.requires_grad) if isinstance(a, Tensor) else a for a in arguments]
+        result = function(*own)
+        out = result[0] if isinstance(result, tuple) else result
+        learned = [a for a in own if isinstance(a, Tensor) and a.requires_grad]
+        if learned:
+            torch.autograd.grad(out, learned, torch.ones_like(out))
+
+    times = {name: least_seconds(partial(learn, one), device, fewest=1) for name, one in candidates.items()}
+    first, best = next(iter(times)), min(times, key=lambda name: times[name])
+    return best if times[best] < CLEAR * times[first] else first
