@@ -16,6 +16,9 @@ def reproduce(words: list[str]) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="EXPERIMENT or EXPERIMENT/CLAIM; by default all")
     parser.add_argument("--quick", action="store_true", help="smaller budgets and their own, looser bounds; one seed")
     parser.add_argument("--seeds", type=int, metavar="N", help="seed and dataset.seed 0..N-1 (3; 1 with --quick)")
+    parser.add_argument(
+        "-j", "--jobs", type=int, metavar="N", help="runs side by side (one a core; one in all where there is a GPU)"
+    )
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the runs and of claims.json")
     parser.add_argument("--gallery", type=Path, metavar="DIR", help="write a page for every experiment into DIR")
     parser.add_argument("--list", action="store_true", help="show what would be run, and stop")
@@ -23,6 +26,8 @@ def reproduce(words: list[str]) -> int:
     seeds = given.seeds if given.seeds is not None else 1 if given.quick else 3
     if seeds < 1:
         raise WrongCommand(f"--seeds {seeds}: expected at least 1")
+    if given.jobs is not None and given.jobs < 1:
+        raise WrongCommand(f"--jobs {given.jobs}: expected at least 1")
     from sigexp.report import claims, claims_file
 
     chosen = claims_file.select(given.names, quick=given.quick)
@@ -33,7 +38,9 @@ def reproduce(words: list[str]) -> int:
 
     output = given.output or Path("outputs/reproduce")
     said = shlex.join(["sigexp", "reproduce", *words])
-    code = reproduction.reproduce(chosen, seeds=seeds, quick=given.quick, output=output, command=said)
+    code = reproduction.reproduce(
+        chosen, seeds=seeds, quick=given.quick, output=output, command=said, at_once=given.jobs
+    )
     if given.gallery:
         from sigexp import gallery
 

@@ -37,7 +37,7 @@ OPTIONS = {
     "compare": ("--csv", "--html", "--replays"),
     "report": ("-o", "--output"),
     "board": ("--port",),
-    "reproduce": ("--quick", "--seeds", "-o", "--output", "--gallery", "--list"),
+    "reproduce": ("--quick", "--seeds", "-j", "--jobs", "-o", "--output", "--gallery", "--list"),
     "demonstrate": ("--gallery", "--list"),
 }
 TAKES_SETTINGS = {"preview": 0, "rerun": 1, "replay": 1}  # verbs, and the words before their settings

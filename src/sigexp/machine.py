@@ -107,7 +107,8 @@ def describe_device(device: str) -> str:
         import torch
 
         return f"{device}: {torch.cuda.get_device_name(device)}"
-    return f"{device}: {_processor()}, {cores()} cores"
+    count = cores()
+    return f"{device}: {_processor()}, {count} core{'s' * (count != 1)}"
 
 
 def _processor() -> str:

@@ -1,17 +1,21 @@
 """`sigexp reproduce`: run what the claims need, over several seeds, and say which of them hold.
 
 A run is done once however many claims look at it, and not again where a finished one with the same signature lies in
-the output folder, so that an interrupted reproduction goes on where it stopped. A run that fails is told and the next
-one goes on; its claims fail.
+the output folder; one that was interrupted goes on from its checkpoint. A run that fails is told and the next one goes
+on; its claims fail. Runs that no claim times are done side by side, each in a process with its share of the cores:
+drawing data, testing and reports take one core each, and leave the others idle where a run has the machine to itself.
 """
 
+import itertools
 import json
+import math
 import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +26,18 @@ from sigexp import cli, evaluation, machine, saved
 from sigexp import config as configuration
 from sigexp.fields import did_you_mean
 from sigexp.problem import Problem
+from sigexp.processes import Lost, side_by_side
 from sigexp.report import verdicts
 from sigexp.report.claims import Claim, Planned, plan, words
 from sigexp.report.claims_file import ClaimError
 from sigexp.report.series import headline, quiet, remaining
 from sigexp.report.verdicts import Verdict
+from sigexp.sweep_job import Task, carry_out
 from sigexp.track import folder as folders
-from sigexp.track.find import finished
+from sigexp.track import sweep
 
 SCHEMA_VERSION = 1
+MEMORY_BYTES = 4_000_000_000  # that a run is expected to take at most
 BOUNDS = r"least_squares_(train|test)(_\d+x\d+|_\d+)?"  # references that a run adds to its problem's own
 
 
@@ -43,6 +50,12 @@ class Job:
     overrides: list[str]
     source: Mapping[str, str]  # of the data, which the run's signature needs
     output: Path
+    number: int  # from 1
+
+    @property
+    def timed(self) -> bool:
+        """Whether a claim is about its seconds, which others beside it would change."""
+        return any("seconds" in condition.metric for claim in self.planned.claims for condition in claim.conditions)
 
 
 @dataclass
@@ -57,16 +70,19 @@ class Done:
     documents: dict[str, dict[str, Any]] = field(default_factory=dict)  # claim id -> what it looks at
 
 
-def reproduce(claims: Sequence[Claim], *, seeds: int, quick: bool, output: Path, command: str) -> int:
+def reproduce(
+    claims: Sequence[Claim], *, seeds: int, quick: bool, output: Path, command: str, at_once: int | None = None
+) -> int:
     """Run everything, print the table, write claims.json. 0 where every claim holds, 1 where one does not.
 
+    at_once: runs side by side; by default as many as there are cores and memory, or one where there is a GPU.
     Raises `ClaimError` (a ValueError) before the first run where a claim cannot be judged, OSError where `output`
     cannot be written.
     """
     began = time.perf_counter()
     jobs = prepare(plan(claims), seeds, output)
     output.mkdir(parents=True, exist_ok=True)
-    done = list(run_all(jobs))
+    done = run_all(jobs, at_once or usual_at_once())
     verdicts_ = [verdict(claim, [one for one in done if claim in one.job.planned.claims]) for claim in claims]
     verdicts.show(verdicts_, Console(highlight=False))
     whole = {
@@ -94,8 +110,9 @@ def reproduce(claims: Sequence[Claim], *, seeds: int, quick: bool, output: Path,
 def prepare(planned: Sequence[Planned], seeds: int, output: Path) -> list[Job]:
     """All jobs, seed by seed; every configuration is composed and its claims are checked before anything runs."""
     checked = [check(run) for run in planned]
+    numbers = itertools.count(1)
     return [
-        Job(run, seed, run.overrides(seed, seeded), source, output)
+        Job(run, seed, run.overrides(seed, seeded), source, output, next(numbers))
         for seed in range(seeds)
         for run, (seeded, source) in zip(planned, checked, strict=True)
     ]
@@ -144,18 +161,53 @@ def check_claim(claim: Claim, problem: Problem) -> None:
             raise ClaimError(f"claim {claim.name}: {path}: no such metric{did_you_mean(rest[-1], known)}")
 
 
-def run_all(jobs: Sequence[Job]) -> Iterator[Done]:
-    """Every job in turn, with a line before and after it on standard error."""
-    seconds: dict[str, float] = {}
-    for i, job in enumerate(jobs):
-        say(f"run {i + 1} of {len(jobs)}: {job.planned}, seed {job.seed}")
-        done = run_one(job)
+def usual_at_once() -> int:
+    """How many runs are done side by side."""
+    if machine.pick_device("auto") != "cpu":
+        return 1
+    return max(1, min(machine.cores(), machine.free_memory_bytes("cpu") // MEMORY_BYTES))
+
+
+def run_all(jobs: Sequence[Job], at_once: int) -> list[Done]:
+    """Every job, with a line before and after it on standard error; in their order."""
+    alone = [job for job in jobs if job.timed or at_once == 1]
+    others = [job for job in jobs if job not in alone]
+    left = {job.number: str(job.planned) for job in jobs}
+    began: dict[int, float] = {}
+    seconds: dict[str, float] = {}  # that a configuration took
+
+    def begins(job: Job) -> None:
+        began[job.number] = time.perf_counter()
+        say(f"run {job.number} of {len(jobs)}: {job.planned}, seed {job.seed}")
+
+    def longest(waiting: Sequence[Job]) -> Job:
+        """The next of those that wait: what is known to take longest, so that none is left to be done alone."""
+        return max(waiting, key=lambda job: seconds.get(str(job.planned), math.inf))
+
+    def ended(done: Done) -> Done:
         if not done.reused:
-            seconds[str(job.planned)] = done.seconds
-        left = [str(later.planned) for later in jobs[i + 1 :]]
-        say(f"  {outcome(done)}; {remaining(left, seconds)}")
-        yield done
+            seconds[left[done.job.number]] = done.seconds
+        del left[done.job.number]
+        which = f"run {done.job.number}: " if done.job in others else ""
+        say(f"  {which}{outcome(done)}; {remaining([*left.values()], seconds, at_once if done.job in others else 1)}")
+        return done
+
+    found = []
+    for job in alone:
+        begins(job)
+        found.append(ended(run_one(job)))
         machine.release_memory()
+    with closing(side_by_side(run_quietly, others, at_once, longest, begins)) as answers:
+        for job, answer in answers:
+            took = time.perf_counter() - began[job.number]
+            lost = isinstance(answer, Lost)
+            found.append(ended(Done(job, took, error=str(answer)) if lost else replace(answer, job=job)))
+    return sorted(found, key=lambda done: done.job.number)
+
+
+def run_quietly(job: Job) -> Done:
+    """`run_one` beside others, into whose lines on the terminal it would write."""
+    return run_one(job, live=False)
 
 
 def say(line: str) -> None:
@@ -170,18 +222,16 @@ def outcome(done: Done) -> str:
     return f"{took}, {headline(next(iter(done.documents.values())))}"
 
 
-def run_one(job: Job) -> Done:
+def run_one(job: Job, live: bool = True) -> Done:
     """Run a job, or find it finished, and judge its model wherever its claims want it judged."""
     began = time.perf_counter()
     done = Done(job)
     try:
         config, names = cli.compose([*job.overrides, *words({"outputs": str(job.output)})])
         sign = folders.signature(config, job.source, sigexp.__version__)
-        done.folder = finished(job.output / names.experiment / names.model, sign)
-        done.reused = done.folder is not None
-        if done.folder is None:
-            with quiet(f"{job.planned}, seed {job.seed}"):
-                done.folder = cli.start(config, names, job.overrides).folder
+        home = job.output / names.experiment / names.model
+        with quiet(f"{job.planned}, seed {job.seed}", live=live), sweep.claim(home, sign):
+            done.folder, done.reused = carry_out(Task(config, names, job.overrides, home), sign)
         result = json.loads((done.folder / "result.json").read_text(encoding="utf-8"))
         found = verdicts.document(result)
         for claim in job.planned.claims:

@@ -35,8 +35,8 @@ class Task:
     names: Names
     overrides: list[str]
     home: Path  # outputs/EXPERIMENT/MODEL
-    anew: bool  # run it even where a run of its signature is there
-    stop: bool  # do not begin when another job has failed
+    anew: bool = False  # run it even where a run of its signature is there
+    stop: bool = False  # do not begin when another job has failed
 
 
 def own_overrides(words: Sequence[str]) -> list[str]:

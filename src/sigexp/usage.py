@@ -24,10 +24,10 @@ Verbs
   report RUN... [-o FILE]               write report.html again, from what lies in a run's folder
   inspect RUN                           what a run's folder holds, executing nothing of it
   board [DIR] [--port N]                TensorBoard on localhost for the runs in DIR (outputs)
-  reproduce [NAME...] [--quick] [--seeds N] [-o DIR] [--list] [--gallery DIR]
+  reproduce [NAME...] [--quick] [--seeds N] [-j N] [-o DIR] [--list] [--gallery DIR]
                                         run what the claims of conf/claims need and check them; NAME is an
                                         EXPERIMENT or EXPERIMENT/CLAIM, by default all; --list only lists;
-                                        --gallery writes a page for every experiment
+                                        --gallery writes a page for every experiment; -j N: N runs side by side
   demonstrate [NAME...] [--list] [--gallery DIR]
                                         compute the demonstrations that need no training (aliasing, Gabor banks,
                                         ...), a page each in DIR/demonstrations (outputs/gallery)

@@ -19,8 +19,9 @@ import torch
 
 from sigexp import machine
 from sigexp.population.actors import Actor, Carrier, Package, travelling
-from sigexp.population.crew import WorkerLost, search_path
+from sigexp.population.crew import WorkerLost
 from sigexp.problem import Batch
+from sigexp.processes import search_path
 
 log = logging.getLogger("sigexp")
 TIMEOUT = "SIGEXP_RAY_TIMEOUT"  # in the environment: seconds to wait for cores or GPUs, as where a cluster grows

@@ -1,20 +1,18 @@
 """The processes that carry parts of a population, and how they are talked to.
 
-A process is a fresh interpreter, not a fork, which torch's threads would not survive. It gets the module, the loss and
-the state of its members by a pipe, and reads a fixed training set from memory that all share. It ends when the pipe
-closes, also when the main process dies.
+A process (processes.py) gets the module, the loss and the state of its members by a pipe, and reads a fixed training
+set from memory that all share. It ends when the pipe closes.
 """
 
 import os
 import pickle
 import signal
 import subprocess
-import sys
 import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from multiprocessing.connection import Connection, Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +22,7 @@ from torch import Tensor
 from sigexp import machine
 from sigexp.population.population import Population
 from sigexp.problem import Batch
-
-# Before torch is loaded, which takes seconds, the process is bound to this one, and the allocator is set.
-COMMAND = """\
-from sigexp import machine
-machine.end_with_parent({parent})
-{tune} and machine.tune_allocator()
-import {module} as m
-m.serve({descriptor})"""
+from sigexp.processes import started
 
 
 class Shared:
@@ -56,11 +47,6 @@ def mapped(description: tuple[str, tuple[int, ...], torch.dtype]) -> Tensor:
     return torch.from_file(path, shared=True, size=torch.Size(shape).numel(), dtype=dtype).view(shape)
 
 
-def search_path() -> str:
-    """Where this process finds its modules, the user's own too, as PYTHONPATH."""
-    return os.pathsep.join(path or os.getcwd() for path in sys.path)
-
-
 class WorkerLost(RuntimeError):
     """A training process ended by itself; its members are gone."""
 
@@ -71,13 +57,7 @@ class Worker:
     def __init__(self, settings: Mapping[str, Any], tune_allocator: bool) -> None:
         deterministic = torch.are_deterministic_algorithms_enabled()
         package = pickle.dumps({**settings, "deterministic": deterministic})  # what cannot travel is refused here
-        self.connection, theirs = Pipe()
-        environment = {**os.environ, "PYTHONPATH": search_path()}
-        command = COMMAND.format(parent=os.getpid(), tune=tune_allocator, module=__name__, descriptor=theirs.fileno())
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", command], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment
-        )
-        theirs.close()
+        self.connection, self.process = started(__name__, tune_allocator=tune_allocator)
         self.connection.send_bytes(package)
 
     def send(self, calls: Sequence[tuple[str, Sequence[Any]]]) -> None:
