@@ -74,7 +74,6 @@ population.serve({descriptor}, {threads})
 """  # the allocator is set before torch is loaded
 CPU = torch.device("cpu")
 EXAMPLES = 2000
-BASELINE_MEMBERS = 2
 LAYOUTS = ("NCHW", "channels_last")
 PLANNED_SECONDS = 900  # a population is calibrated for a run that takes the sequential baseline so long
 
@@ -389,13 +388,12 @@ def measure(
 
 def load_baselines(children: Children, name: str, path: Path, layouts: Sequence[str]) -> list[tuple[float, float]]:
     """First loss and rough rate of plain and of one process, then of the other baselines that have member 0."""
-    half = BASELINE_MEMBERS // 2
-    first = [child.call("load", "NCHW", name, path, BASELINE_MEMBERS) for child in (children.plain, children.threads)]
+    first = [child.call("load", "NCHW", name, path, 1) for child in (children.plain, children.threads)]
     for layout in layouts[1:]:
-        first.append(children.threads.call("load", layout, name, path, BASELINE_MEMBERS))
+        first.append(children.threads.call("load", layout, name, path, 1))
     for layout in layouts:
         for number, child in enumerate(children.halves):
-            child.ask("load", layout, name, path, half, number * half)
+            child.ask("load", layout, name, path, 1, number)
         answers = [child.answer() for child in children.halves]
         first.append(answers[0])
     return first

@@ -5,10 +5,8 @@
    blocks that stay in the cache, and of blocks in float64. Of equal maxima the first in reading order counts, and NaN
    before all, as in torch. */
 
-#include <stdint.h>
-#include <string.h>
+#include "vectors.h"
 
-#define LANES 16 /* a multiple of any processor's */
 #define BLOCK 2048
 #define SUMS 4 /* at a time: an addition takes as long as so many can begin in */
 #define WIDE (SUMS * LANES)
@@ -16,10 +14,26 @@
 #define BELOW 4 /* the place of a maximum that the ReLU has set to 0 */
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t places __attribute__((vector_size(4 * LANES)));
 typedef uint64_t pairs __attribute__((vector_size(8 * LANES), aligned(4)));
 typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1)));
-typedef int64_t size;
+
+#if LANES == 16
+#define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#elif LANES == 8
+#define EVEN 0, 2, 4, 6, 8, 10, 12, 14
+#define ODD 1, 3, 5, 7, 9, 11, 13, 15
+#else
+#define EVEN 0, 2, 4, 6
+#define ODD 1, 3, 5, 7
+#endif
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ivec){__VA_ARGS__})
+#endif
 
 static inline vec load(const float *from) { return *(const vec *)from; }
 
@@ -116,27 +130,61 @@ void normalization_backward(size first, size last, size count, int relu, const f
     }
 }
 
-/* The largest of four as `most`, its number as `place`. */
-#define LARGEST(a, b, c, d)      \
-    float most = (a), next;      \
-    int32_t place = 0, other;    \
-    COMPARE(b, 1) COMPARE(c, 2) COMPARE(d, 3)
-#define COMPARE(value, number)                              \
-    next = (value), other = (next > most) | (next != next); \
-    most = other ? next : most, place = other ? number : place;
+typedef struct {
+    vec value, from; /* the largest normalized value, and what it was before */
+    ivec place;
+} Largest;
 
-/* x [N, H, W] -> out and which [N, H / 2, W / 2], rounded down. */
-void pooling_forward(size count, size height, size width, const float *restrict x, float *restrict out,
-                     uint8_t *restrict which) {
+inline_ vec either(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
+
+inline_ Largest larger(Largest most, vec value, vec from, int place) {
+    ivec other = (value > most.value) | (value != value);
+    return (Largest){either(other, value, most.value), either(other, from, most.from),
+                     (other & place) | (~other & most.place)};
+}
+
+/* LANES squares of two rows. */
+inline_ Largest largest(const float *upper, const float *lower, vec center, vec scale, vec level) {
+    vec a = load(upper), b = load(upper + LANES), c = load(lower), d = load(lower + LANES);
+    vec x[4] = {SHUFFLE(a, b, EVEN), SHUFFLE(a, b, ODD), SHUFFLE(c, d, EVEN), SHUFFLE(c, d, ODD)};
+    Largest most = {(x[0] - center) * scale + level, x[0], {0}};
+    for (int k = 1; k < 4; k++) most = larger(most, (x[k] - center) * scale + level, x[k], k);
+    return most;
+}
+
+inline_ vec filled(float value) { return value - (vec){0}; }
+
+/* x [N, H, W] -> out, chosen and which [N, H / 2, W / 2], rounded down; as `maxima_forward`, of one channel. */
+inline_ void squares(size count, size height, size width, int relu, const float *x, float center, float scale,
+                     float level, float *out, float *chosen, uint8_t *which) {
     size rows = height / 2, columns = width / 2;
     for (size n = 0; n < count; n++, x += height * width)
-        for (size i = 0; i < rows; i++, out += columns, which += columns) {
-            const float *upper = x + 2 * i * width, *lower = upper + width;
-            for (size j = 0; j < columns; j++) {
-                LARGEST(upper[2 * j], upper[2 * j + 1], lower[2 * j], lower[2 * j + 1])
-                out[j] = most, which[j] = place;
+        for (size i = 0; i < rows; i++, out += columns, chosen += columns, which += columns)
+            for (size j = 0; j < columns; j += LANES) {
+                const float *upper = x + 2 * i * width + 2 * j, *lower = upper + width;
+                size lanes = columns - j < LANES ? columns - j : LANES;
+                float rest[2][2 * LANES];
+                if (lanes < LANES) {
+                    memcpy(rest[0], upper, 2 * lanes * sizeof(float)), upper = rest[0];
+                    memcpy(rest[1], lower, 2 * lanes * sizeof(float)), lower = rest[1];
+                }
+                Largest most = largest(upper, lower, filled(center), filled(scale), filled(level));
+                ivec below = most.value <= 0 & (relu ? -1 : 0);
+                vec value = (vec)(~below & (ivec)most.value);
+                bytes place = __builtin_convertvector((below & BELOW) | (~below & most.place), bytes);
+                if (lanes == LANES)
+                    *(vec *)(out + j) = value, *(vec *)(chosen + j) = most.from, *(bytes *)(which + j) = place;
+                else {
+                    memcpy(out + j, &value, lanes * sizeof(float));
+                    memcpy(chosen + j, &most.from, lanes * sizeof(float));
+                    memcpy(which + j, &place, lanes);
+                }
             }
-        }
+}
+
+/* x [N, H, W] -> out and which [N, H / 2, W / 2], rounded down. */
+void pooling_forward(size count, size height, size width, const float *x, float *out, uint8_t *which) {
+    squares(count, height, width, 0, x, 0, 1, 0, out, out, which);
 }
 
 /* Two neighbours of one row as one number of 64 bits, as they lie in memory on all processors that this is built for. */
@@ -176,23 +224,10 @@ void pooling_backward(size count, size height, size width, const float *restrict
 void maxima_forward(size first, size last, size examples, size height, size width, int relu, const float *restrict x,
                     const float *mean, const float *factor, const float *shift, float *restrict out,
                     float *restrict chosen, uint8_t *restrict which) {
-    size rows = height / 2, columns = width / 2, squares = examples * rows * columns;
-    out += first * squares, chosen += first * squares, which += first * squares;
-    for (size r = first; r < last; r++) {
-        float center = mean[r], scale = factor[r], level = shift[r];
-        for (size n = 0; n < examples; n++)
-            for (size i = 0; i < rows; i++, out += columns, chosen += columns, which += columns) {
-                const float *upper = x + ((r * examples + n) * height + 2 * i) * width, *lower = upper + width;
-                for (size j = 0; j < columns; j++) {
-                    float a = upper[2 * j], b = upper[2 * j + 1], c = lower[2 * j], d = lower[2 * j + 1];
-                    LARGEST(normalized(a, center, scale, level), normalized(b, center, scale, level),
-                            normalized(c, center, scale, level), normalized(d, center, scale, level))
-                    chosen[j] = place == 0 ? a : place == 1 ? b : place == 2 ? c : d;
-                    int32_t below = relu & (most <= 0);
-                    out[j] = below ? 0 : most, which[j] = below ? BELOW : place;
-                }
-            }
-    }
+    size pixels = examples * height * width, maxima = examples * (height / 2) * (width / 2);
+    for (size r = first; r < last; r++)
+        squares(examples, height, width, relu, x + r * pixels, mean[r], factor[r], shift[r], out + r * maxima,
+                chosen + r * maxima, which + r * maxima);
 }
 
 /* `normalization_backward` of the maxima, whose gradient is grad [R, B, H / 2, W / 2]. */
