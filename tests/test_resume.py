@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load, save
 from torch import nn
 
 import sigexp
@@ -98,6 +99,8 @@ def loop(
         (plain, Plan(way="one by one", shards=3)),
         (plain, Plan(way="together", shards=2)),
         (normalised, Plan(way="together")),
+        (normalised, Plan(way="together", shards=2)),
+        (normalised, Plan(way="together", shards=4)),
         (normalised, Plan(way="one by one", channels_last=True)),
         (linear, Plan(way="moments")),
         (linear, Plan(way="together")),
@@ -126,8 +129,8 @@ def taken_up_everywhere(make, plan, kind=None) -> None:
 
     def keep(running: SearchLoop, begins: bool) -> None:
         tensors, data = encode(running.saved())
-        tensors = dict(sorted(tensors.items()))  # a file has an order of its own
-        saved.append(({n: t.clone() for n, t in tensors.items()}, sealed(data), [list(t) for t in running.past]))
+        content = save({name: tensor.contiguous() for name, tensor in tensors.items()})  # as `Checkpoints` writes it
+        saved.append((load(content), sealed(data), [list(t) for t in running.past]))
 
     records: list = []
     whole, _ = loop(make, plan, on_pause=keep, records=records, kind=kind)

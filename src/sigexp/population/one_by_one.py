@@ -80,7 +80,7 @@ class OneByOne:
         found = {"seen": torch.tensor(self.seen)}
         for p, stock in enumerate(self.waiting):
             for name, part in zip(Batch._fields, stock[0] if stock else (), strict=False):
-                found[f"waiting/{p}/{name}"] = part
+                found[f"waiting/{p}/{name}"] = part.clone()  # members wait with parts of the same batch
         return found
 
     def go_on(self, unfinished: Mapping[str, Tensor]) -> None:

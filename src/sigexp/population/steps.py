@@ -207,7 +207,7 @@ class AllAtOnce:
             return {}
         found = {"seen": torch.tensor(self.seen), "filled": torch.tensor(self.filled), "losses": self.losses.clone()}
         for name, part in zip(Batch._fields, self.waiting[0] if self.waiting else (), strict=False):
-            found[f"waiting/{name}"] = part
+            found[f"waiting/{name}"] = part.clone()  # parts of a population wait with those of the same batch
         if self.gradients is not None:
             found |= {f"gradients/{i}": gradient.clone() for i, gradient in enumerate(self.gradients)}
             found["used"] = torch.tensor([name not in self.unused for name in self.population.params])
