@@ -160,13 +160,6 @@ def test_a_model_that_cannot_train_together_trains_one_by_one_and_says_so(make, 
     assert "members train one by one" in caplog.text
 
 
-def test_members_with_batch_norm_keep_their_own_passes_because_batch_sizes_will_differ():
-    make = lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1))  # noqa: E731
-    found = raced(make)
-    assert found.plan.way == "one by one" or found.plan.shards == 4
-    assert raced(make, members=1).rates.keys() >= {"together, 1 thread"}
-
-
 def test_linear_models_can_train_from_statistics():
     make = partial(nn.Conv2d, 1, 1, 3, padding=1)
     plan = raced(make, execution="moments").plan

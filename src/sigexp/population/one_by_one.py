@@ -1,4 +1,5 @@
-"""How members advance one after the other, by the library's operations; beside steps.py, where all advance at once."""
+"""How members advance one after the other: by the library's operations, or, where whole minibatches of different sizes
+keep them apart, by those of `Together`; beside steps.py, where all advance at once."""
 
 import weakref
 from collections.abc import Mapping, Sequence
@@ -87,9 +88,24 @@ class OneByOne:
         self.seen = unfinished["seen"].tolist()
         self.waiting = [waiting(unfinished, f"waiting/{p}", self.population.device) for p in range(len(self.sizes))]
 
+    def _by_layers(self, p: int, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        population = self.population
+        params, buffers = (
+            {name: tensor[p : p + 1] for name, tensor in of.items()} for of in (population.params, population.buffers)
+        )
+        weights = torch.full((1,), 1 / len(batch.inputs), dtype=torch.float64, device=population.device)
+        with population.autocast():
+            losses, found = population.together.losses_and_gradients(params, buffers, batch, weights)
+        grads = {name: grad[0] for name, grad in zip(params, found, strict=True) if grad is not None}
+        return losses.mean(), grads
+
     def _gradients_one(self, p: int, batch: Batch, length: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss of a minibatch and its gradients, in passes of `length` examples."""
         population = self.population
+        if (
+            population.plan.way == "together"
+        ):  # whole minibatches, of another length each: its layers, this member alone
+            return self._by_layers(p, batch)
         member = population.modules()[p].train()
         named = {name.removeprefix("_orig_mod."): t for name, t in member.named_parameters() if t.requires_grad}
         total = torch.zeros((), device=self.population.device)

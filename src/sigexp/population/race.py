@@ -117,8 +117,7 @@ class Race:
                 yield replace(together, shards=apart)
             if self.wanted.execution == "auto" or not (divided or most >= self.size):
                 yield from in_turn
-            # A search makes batch sizes differ, and then one pass for all has to go member by member, as in `in_turn`.
-            if most >= self.size and not (divided and self.population.device.type == "cpu"):
+            if most >= self.size:
                 yield together
             return
         lengths = [*dict.fromkeys(min(length, most, self.size) for length in SLICES)]
