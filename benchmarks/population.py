@@ -638,7 +638,7 @@ def describe(reached: Reached) -> str:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="MODEL", help="by default all")
-    parser.add_argument("--quick", action="store_true", help="8 members, one short slice: a rough look in 3 minutes")
+    parser.add_argument("--quick", action="store_true", help="8 members, one short slice: a rough look in 4 minutes")
     parser.add_argument("--members", help="sizes P of the population, by default 8,20")
     parser.add_argument("--time-to-quality", action="store_true", help="seconds to a test error instead")
     parser.add_argument("--cap", type=float, default=150.0, help="seconds a search may take for --time-to-quality")
