@@ -93,6 +93,19 @@ def test_what_stands_above_the_mark_is_kept(found, tmp_path):
     assert "old measurements" not in text
 
 
+def test_pictures_that_a_page_no_longer_shows_are_removed(found, tmp_path):
+    folder = tmp_path / "pages" / "bayer"
+    gallery.write(found, tmp_path / "pages")
+    (folder / "by-hand.png").write_bytes(b"mine")
+    before = {path.name for path in folder.glob("model-linear-*.png")}
+    assert before
+    found["claims"][0]["run"] = {"model": "linear", "search.max_samples": 5}
+    gallery.write(found, tmp_path / "pages")
+    after = {path.name for path in folder.glob("*.png")}
+    assert not before & after
+    assert {"by-hand.png", "model-linear-search-max-samples-5-examples.png"} <= after
+
+
 @pytest.mark.parametrize(
     ("typed", "shown"),
     [

@@ -66,6 +66,11 @@ def cores() -> int:
         return count
 
 
+def share(at_once: int) -> dict[str, str]:
+    """What the environment of each of so many processes at once says of its cores."""
+    return {CORES_SHARE: str(max(1, cores() // at_once))}
+
+
 def pick_device(name: str) -> str:
     """The device `auto` stands for, or `name` itself if it is there; raises ValueError where it is not."""
     import torch

@@ -3,6 +3,7 @@
 And experiments/README.md, the overview of all pages there are.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from sigexp.track import folder as folders
 
 SIGN = "<!-- measured:"
 MARK = SIGN + " what follows is written by `sigexp {} --gallery`, what stands above is kept -->"
+PICTURE = re.compile(r"\]\(([^/\\()]+\.png)\)")  # linked in a page, in the page's own folder
 START = """# Experiments and demonstrations
 
 What each experiment shows, measured: `sigexp reproduce` runs and checks all of it. Demonstrations need no training:
@@ -21,11 +23,18 @@ What each experiment shows, measured: `sigexp reproduce` runs and checks all of 
 
 
 def write(path: Path, start: str, verb: str, parts: Sequence[str]) -> Path:
-    """A page of parts, behind what stands above its mark, or for a new one `start`; `verb` is what writes it."""
+    """A page of parts, behind what stands above its mark, or for a new one `start`; `verb` is what writes it.
+
+    Pictures that the parts before these showed, and the page no longer does, are removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    kept = text.partition(SIGN)[0].rstrip() if SIGN in text else start
-    folders.write(path, "\n\n".join([kept, MARK.format(verb), *parts]) + "\n")
+    above, _, below = text.partition(SIGN)
+    kept = above.rstrip() if SIGN in text else start
+    page = "\n\n".join([kept, MARK.format(verb), *parts]) + "\n"
+    folders.write(path, page)
+    for name in set(PICTURE.findall(below)) - set(PICTURE.findall(page)):
+        (path.parent / name).unlink(missing_ok=True)
     return path
 
 

@@ -99,7 +99,7 @@ def side_by_side(
 
     at_once: how many are under way at a time. choose: which of those that are left is next. begins: is told.
     """
-    share = {machine.CORES_SHARE: str(max(1, machine.cores() // at_once))}
+    share = machine.share(at_once)
     left, helpers = list(jobs), list[Helper]()
     try:
         while left or any(helper.job is not None for helper in helpers):

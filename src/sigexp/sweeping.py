@@ -207,7 +207,7 @@ def share_of_cores(at_once: int) -> Iterator[None]:
     """Processes that are started within take their share of the cores and no more, and know that they are not this."""
     before = os.environ.get(machine.CORES_SHARE)
     if at_once > 1:
-        os.environ[machine.CORES_SHARE] = str(max(1, machine.cores() // at_once))
+        os.environ |= machine.share(at_once)
     os.environ[SWEEPER] = str(os.getpid())
     try:
         yield
