@@ -168,6 +168,13 @@ def test_even_odd_keeps_holes_and_islands() -> None:
     np.testing.assert_array_equal(morphology.boundary(filled), RING_WITH_ISLAND[0])
 
 
+@pytest.mark.parametrize("density", [0.1, 0.3, 0.5])
+def test_fill_holes_is_as_scipy_has_it(density: float) -> None:
+    edges = np.random.default_rng(0).random((20, 30, 41)) < density
+    expected = [scipy.ndimage.binary_fill_holes(edge) for edge in edges]
+    np.testing.assert_array_equal(morphology.fill_holes(edges), expected)
+
+
 def test_even_odd_of_curves_that_meet_the_frame_or_a_corner() -> None:
     edges = picture("""
         ###.....

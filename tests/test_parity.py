@@ -7,6 +7,7 @@ Axes: P members, B examples, C channels, H W pixels, T samples.
 """
 
 import copy
+import ctypes
 import itertools
 import zlib
 from collections import Counter
@@ -370,18 +371,50 @@ def test_the_compiled_convolution_is_conv2d(shared, geometry, size, threads, mon
         pytest.skip("there is no C compiler")
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     for channels in ((1, 1), (2, 1), (3, 2), (1, 3), (6, 5), (5, 8)):
-        *tensors, factor = drawn_convolution(geometry, channels, shared, 7, size)
-        x, weight, bias = (tensor.requires_grad_() for tensor in tensors)
-        options = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
-        expected = torch.stack([F.conv2d(x if shared else x[p], weight[p], bias[p], *options) for p in range(3)])
-        leaves = [tensor.detach().float() for tensor in (x[None] if shared else x, weight, bias)]
-        learned = [leaf.requires_grad_() for leaf in leaves[shared:]]
-        found = by_direct(geometry, leaves[0].transpose(1, 2).contiguous(), *leaves[1:]).transpose(1, 2)
-        assert_close(found.double(), expected, 1e-5, "values")
-        ours = torch.autograd.grad((found * factor).sum(), learned)
-        theirs = torch.autograd.grad((expected * factor).sum(), [x, weight, bias][shared:])
-        for name, own, other in zip(("bias", "weight", "input"), ours[::-1], theirs[::-1], strict=False):
-            assert_close(own.double(), other, 1e-5, f"gradient of the {name}")
+        assert_compiled_equals_conv2d(geometry, size, channels, shared, 7)
+
+
+# Rows that leave vectors half empty, of so many examples that vectors across them are fuller; more channels than are
+# taken at a time; and the least that gives two rows of a single output at a time.
+@pytest.mark.parametrize("examples", [33, 16])
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1),
+        Geometry((3, 5), (1, 1), (0, 2), (2, 1), 1),
+        Geometry((7, 5), (1, 1), (3, 2), (1, 1), 1),
+        Geometry((5, 2), (1, 1), (4, 1), (1, 2), 1),
+    ],
+    ids=str,
+)
+def test_the_compiled_convolution_across_examples_is_conv2d(geometry, shared, examples):
+    if (library := compiling.kernel()) is None:
+        pytest.skip("there is no C compiler")
+    size = (6, 18)
+    for channels in ((1, 1), (9, 1), (3, 9), (1, 17), (10, 11)):
+        layer = native._convolution(
+            shared, examples, torch.empty(3, *channels[::-1], *geometry.kernel), size, geometry.extent(size),
+            geometry.padding, geometry.dilation,
+        )  # fmt: skip
+        assert library.across_takes(ctypes.byref(layer)), "this tests the other way"
+        assert_compiled_equals_conv2d(geometry, size, channels, shared, examples)
+
+
+def assert_compiled_equals_conv2d(geometry: Geometry, size, channels, shared: bool, examples: int) -> None:
+    """Values and gradients in float32 against float64."""
+    *tensors, factor = drawn_convolution(geometry, channels, shared, examples, size)
+    x, weight, bias = (tensor.requires_grad_() for tensor in tensors)
+    options = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+    expected = torch.stack([F.conv2d(x if shared else x[p], weight[p], bias[p], *options) for p in range(3)])
+    leaves = [tensor.detach().float() for tensor in (x[None] if shared else x, weight, bias)]
+    learned = [leaf.requires_grad_() for leaf in leaves[shared:]]
+    found = by_direct(geometry, leaves[0].transpose(1, 2).contiguous(), *leaves[1:]).transpose(1, 2)
+    assert_close(found.double(), expected, 1e-5, "values")
+    ours = torch.autograd.grad((found * factor).sum(), learned)
+    theirs = torch.autograd.grad((expected * factor).sum(), [x, weight, bias][shared:])
+    for name, own, other in zip(("bias", "weight", "input"), ours[::-1], theirs[::-1], strict=False):
+        assert_close(own.double(), other, 1e-5, f"gradient of the {name}")
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (2, 3), (16, 66)], ids=str)
@@ -770,12 +803,27 @@ def upsampled(m: Odd, x: Tensor) -> Tensor:
     return F.interpolate(F.pad(m[0](x), (1, 1, 1, 1), mode="reflect"), scale_factor=2, mode="bilinear")
 
 
+def joined(m: Odd, x: Tensor) -> Tensor:
+    """With the minibatch itself, and along every axis."""
+    y = m[0](x)
+    wide = torch.cat([torch.cat([y, x], 1), torch.cat([x, y], dim=-3)], dim=-1)
+    return torch.cat([torch.cat((wide, wide), 2).mean(1), y[:, 0].repeat(1, 1, 2)], 1)
+
+
+def resized(m: Odd, x: Tensor) -> Tensor:
+    y = m[0](x)
+    doubled = [F.interpolate(y, scale_factor=2), nn.Upsample(scale_factor=(2.0, 2.0))(y), F.interpolate(y, (32, 32))]
+    return sum(doubled) + F.interpolate(m[1](y[:, 0]), 32, mode="linear")[:, None]
+
+
 COLOUR, GREY = (3, 16, 16), (1, 16, 16)
 ODD: dict[str, tuple[Callable[[], list[nn.Module]], Callable[[Odd, Tensor], Tensor], tuple[int, ...]]] = {
     "in-place relu": (
         lambda: [conv(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), conv(8, 3, 3)], in_turn, COLOUR
     ),
     "in-place relu after a convolution": (lambda: [conv(1, 8, 9), nn.ReLU(inplace=True)], in_turn, GREY),
+    "concatenated": (lambda: [conv(3, 4, 3)], joined, COLOUR),
+    "resized": (lambda: [conv(3, 4, 3), nn.Conv1d(16, 32, 3, padding=1)], resized, COLOUR),
     "own parameter": (lambda: [conv(3, 3, 3)], lambda m, x: x + m.scale * m[0](x), COLOUR),
     "transposed convolution, group norm": (
         lambda: [conv(3, 8, 3), nn.GroupNorm(2, 8), nn.GELU(), nn.ConvTranspose2d(8, 3, 2, 2)], in_turn, COLOUR
@@ -942,6 +990,7 @@ def test_every_rule_is_reached_from_the_layers_it_is_for(monkeypatch):
         members = members_of(layers)
         assert_one_step_is_exact(members, random_batch((1, 9, 8), members[0]), PLANS["together"])
     trained_as_population(task("square_rectangle", "fcn"), "sgd", EQUAL, PLANS["together"])  # its loss
+    trained_as_population(task("fill", "unet"), "sgd", EQUAL, PLANS["together"])  # its skips
     assert reached == expected
 
 

@@ -101,14 +101,15 @@ def _run(
         judged = {**problem.references, **linear_bounds(best, problem, feed, config["footprint"], sight)}
         seen = cases.Cases(problem)
         phases.at("testing")
-        test, references = judge(best, problem, judged, ready.device, [seen, board.watch])
+        test, references = judge(trained.outputs, problem, judged, ready.device, [seen, board.watch])
         result = {
             **summary(config, names, ready, trained, test, references, command),
             "excess": excess(best, problem, test, references),
             "learning_curve": passing(best, problem, feed, references),
             "response": looks.numbers() if looks else None,
         }
-        result["best"]["train"] = evaluation.evaluate({"": best}, problem, "train", ready.device, TRAIN_EXAMPLES)[""]
+        on_train = evaluation.evaluate({"": trained.outputs}, problem, "train", ready.device, TRAIN_EXAMPLES)
+        result["best"]["train"] = on_train[""]
         phases.at("report")
         show(folder, board, best, problem, judged, ready.device, looks)
         folders.write(folder / "cases.json", folders.dumps(cases.as_dict(seen, judged, references)))
@@ -129,7 +130,7 @@ def _run(
 
 
 def judge(
-    model: nn.Module,
+    outputs: evaluation.Predict,
     problem: Problem,
     references: Mapping[str, Reference],
     device: torch.device,
@@ -148,7 +149,7 @@ def judge(
     met = sharing.once("references", dict[Any, dict[str, float]])  # predictor -> its metrics
     new = {name: predict for name, predict in known.items() if predict not in met}
     on_cpu = {name: (lambda f: lambda x: f(x.cpu()).to(device))(predict) for name, predict in new.items()}
-    results = evaluation.evaluate_all({"": model, **on_cpu}, problem, device, {"": watch})
+    results = evaluation.evaluate_all({"": outputs, **on_cpu}, problem, device, {"": watch})
     met |= {predict: results[name] for name, predict in new.items()}
     found = {name: met[predict] for name, predict in known.items()}
     return results[""], {name: {**found.get(name, {}), **r.values} for name, r in references.items()}

@@ -27,8 +27,9 @@ from sigexp.machine import cache_dir
 
 log = logging.getLogger("sigexp")
 
-SOURCES = [Path(__file__).with_name(name) for name in ("convolution.c", "lstm.c", "moments.c", "normalization.c")]
-HEADER = Path(__file__).with_name("vectors.h")
+HERE = Path(__file__).parent
+SOURCES = [HERE / f"{name}.c" for name in ("across", "convolution", "lstm", "moments", "normalization")]
+HEADERS = [HERE / f"{name}.h" for name in ("across", "products", "vectors")]
 # Not -ffast-math: NaN has to stay NaN, so that a member that diverged is seen.
 FLAGS = (
     "-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-shared",
@@ -50,7 +51,7 @@ class Strides(ctypes.Structure):
 
 
 class Convolution(ctypes.Structure):
-    """`Shape` of convolution.c."""
+    """`Shape` of products.h."""
 
     _names = (
         "members shared examples inputs outputs height width out_height out_width kernel_height kernel_width pad_rows "
@@ -123,7 +124,7 @@ def _built() -> Path:
     compiler = _compiler()
     # What the compiler defines names its own version and every extension of this processor.
     target = _run([*compiler, *FLAGS, "-dM", "-E", "-x", "c", os.devnull])
-    sources = [source.read_bytes() for source in [HEADER, *SOURCES]]
+    sources = [source.read_bytes() for source in [*HEADERS, *SOURCES]]
     digest = hashlib.sha256(b"\0".join([*sources, repr((compiler, FLAGS)).encode(), target]))
     path = cache_dir() / f"kernels-{digest.hexdigest()[:24]}.so"
     if path.exists():

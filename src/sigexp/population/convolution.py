@@ -5,7 +5,7 @@ member covers a whole minibatch, and where the input is shared one product cover
 a convolution of such products, a fifth of none; `Kernels` says which one a layer takes, and is filled by timing them
 (race.py).
 
-direct: compiled (convolution.c): no windows are copied; nearly as fast as the processor, where there is a compiler.
+direct: compiled (convolution.c, across.c), where there is a compiler: no windows are copied; most of a core's peak.
 patches: the windows of the input as columns (im2col), then one product; best for few input channels.
 scatter: the product first, then its rows are shifted and added (col2im); best for few output channels.
 fft: a product of spectra; for large kernels. Those of a shared minibatch are computed once for all members.

@@ -15,15 +15,6 @@
 #define FLUSH 8   /* blocks that are summed in float32, before they enter a sum in float64 */
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
-typedef float vec4 __attribute__((vector_size(16), aligned(4)));
-typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
-typedef int32_t int4 __attribute__((vector_size(16)));
-
-#if defined(__clang__)
-#define SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
-#else
-#define SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, (int4){i, j, k, l})
-#endif
 
 typedef struct {
     size members, directions, time, examples, inputs, hidden;
@@ -81,31 +72,6 @@ inline_ vec load(const float *from) {
 }
 
 #define LOG2E 1.44269504f
-
-inline_ void transpose4(const float *from, size row, float *to, size column) {
-    vec4 a = *(const vec4 *)from, b = *(const vec4 *)(from + row);
-    vec4 c = *(const vec4 *)(from + 2 * row), d = *(const vec4 *)(from + 3 * row);
-    vec4 ab = SHUFFLE(a, b, 0, 4, 1, 5), cd = SHUFFLE(c, d, 0, 4, 1, 5);
-    vec4 AB = SHUFFLE(a, b, 2, 6, 3, 7), CD = SHUFFLE(c, d, 2, 6, 3, 7);
-    *(vec4 *)to = SHUFFLE(ab, cd, 0, 1, 4, 5);
-    *(vec4 *)(to + column) = SHUFFLE(ab, cd, 2, 3, 6, 7);
-    *(vec4 *)(to + 2 * column) = SHUFFLE(AB, CD, 0, 1, 4, 5);
-    *(vec4 *)(to + 3 * column) = SHUFFLE(AB, CD, 2, 3, 6, 7);
-}
-
-/* to[c * to_c + b] = from[b * row + c] */
-static void transpose(const float *from, size row, float *to, size column, size rows, size columns) {
-    size r = 0;
-    for (; r + 4 <= rows; r += 4) {
-        size c = 0;
-        for (; c + 4 <= columns; c += 4)
-            transpose4(from + r * row + c, row, to + c * column + r, column);
-        for (; c < columns; c++)
-            for (size i = 0; i < 4; i++) to[c * column + r + i] = from[(r + i) * row + c];
-    }
-    for (; r < rows; r++)
-        for (size c = 0; c < columns; c++) to[c * column + r] = from[r * row + c];
-}
 
 /* One time of a block of examples -> to [channels, BLOCK]; the missing examples of the last block are 0. */
 static void pack(const float *from, Strides s, size count, size channels, float *to) {

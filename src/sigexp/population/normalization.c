@@ -14,7 +14,6 @@
 #define BELOW 4 /* the place of a maximum that the ReLU has set to 0 */
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t places __attribute__((vector_size(4 * LANES)));
 typedef uint64_t pairs __attribute__((vector_size(8 * LANES), aligned(4)));
 typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1)));
@@ -29,12 +28,6 @@ typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1)));
 #define EVEN 0, 2, 4, 6
 #define ODD 1, 3, 5, 7
 #endif
-#if defined(__clang__)
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ivec){__VA_ARGS__})
-#endif
-
 static inline vec load(const float *from) { return *(const vec *)from; }
 
 static double sum(vec x) {

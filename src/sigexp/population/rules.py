@@ -126,6 +126,46 @@ def max_pool2d(
     return out.view(*planes.shape[:3], *out.shape[1:]).transpose(1, 2)
 
 
+def concatenate(kernels, count, tensors, dim=0):
+    """Channels one behind the other where they lie: the planes of each are a block of memory."""
+    parts = [part.members(count) for part in tensors]
+    if dim == 1 and all(part.dim() == 5 for part in parts):
+        return torch.cat([part.transpose(1, 2) for part in parts], 1).transpose(1, 2)
+    return torch.cat(parts, dim + 1 if dim >= 0 else dim)
+
+
+def interpolate(
+    kernels, count, x, size=None, scale_factor=None, mode="nearest", align_corners=None,
+    recompute_scale_factor=None, antialias=False,
+):  # fmt: skip
+    """Planes as in `max_pool2d`. Doubled ones, as U-Nets have them, are copied several times as quickly as by torch."""
+    settings = (size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
+    if x.tensor.dim() != 4 + x.own:
+        return each(F.interpolate, count, x, *settings)
+    planes = x.members(count).transpose(1, 2)
+    if size is None and scale_factor in (2, (2, 2), [2, 2]) and mode == "nearest" and not antialias:
+        return Doubled.apply(planes).transpose(1, 2)
+    out = F.interpolate(planes.flatten(0, 2)[:, None], *settings)
+    return out.view(*planes.shape[:3], *out.shape[2:]).transpose(1, 2)
+
+
+class Doubled(torch.autograd.Function):
+    """Planes [..., H, W] -> [..., 2 H, 2 W], every pixel four times."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        out = x.new_empty(*x.shape[:-1], 2, x.shape[-1], 2)
+        out[..., 0, :, 0] = out[..., 0, :, 1] = x
+        out[..., 1, :, :] = out[..., 0, :, :]
+        return out.view(*x.shape[:-2], 2 * x.shape[-2], 2 * x.shape[-1])
+
+    @staticmethod
+    def backward(ctx, grad):
+        rows = grad.unflatten(-2, (-1, 2))
+        rows = rows[..., 0, :] + rows[..., 1, :]
+        return rows[..., ::2] + rows[..., 1::2]
+
+
 def lstm(
     kernels, count, x, states, weights, has_bias, layers, dropout, training, bidirectional, batch_first=None
 ):  # fmt: skip
@@ -179,6 +219,8 @@ RULES: Mapping[Any, Callable] = {
     F.batch_norm: batch_norm,
     block: batch_norm,
     F.max_pool2d: max_pool2d,
+    F.interpolate: interpolate,
+    torch.cat: concatenate,
     torch._VF.lstm: lstm,
     fft_conv2d: fft_conv,
     squared_error: squared_errors,

@@ -5,7 +5,6 @@ Axes: B images, H W pixels.
 
 import cv2
 import numpy as np
-import scipy.ndimage
 
 
 def minimum_3x3(images: np.ndarray) -> np.ndarray:
@@ -57,8 +56,13 @@ def smooth_masks(masks: np.ndarray, radius: int) -> np.ndarray:
 
 
 def fill_holes(edges: np.ndarray) -> np.ndarray:
-    """Bool edges [B, H, W] and all that they enclose, by `scipy.ndimage.binary_fill_holes`: holes are filled too."""
-    return np.stack([scipy.ndimage.binary_fill_holes(edge) for edge in edges])
+    """Bool edges [B, H, W] and all that they enclose: holes are filled too.
+
+    As `scipy.ndimage.binary_fill_holes`, but in one pass over an image instead of one for every pixel of its depth.
+    """
+    framed = np.pad(~edges, ((0, 0), (1, 1), (1, 1)), constant_values=True).view(np.uint8)
+    regions = (cv2.connectedComponents(image, connectivity=4)[1] for image in framed)
+    return np.stack([(region != region[0, 0])[1:-1, 1:-1] for region in regions])
 
 
 def has_holes(masks: np.ndarray) -> np.ndarray:
