@@ -134,8 +134,11 @@ def configure_torch(threads: int | None, deterministic: bool) -> None:
     Such numbers come where a sigmoid saturates or a unit has died, whose momentum fades; with them the arithmetic is
     three times as slow. A thread takes the setting over from the one that starts it.
     """
+    import numpy as np
     import torch
 
+    for kind in (np.float32, np.float64):
+        np.finfo(kind)  # looked up now: NumPy before 2.4 warns where it first meets a 0 in place of its smallest number
     torch.set_flush_denormal(True)
     torch.set_num_threads(threads or cores())
     # As torch.use_deterministic_algorithms, which imports torch.compile's compiler besides: two seconds.
