@@ -26,8 +26,8 @@ static size least(size a, size b) { return a < b ? a : b; }
 int across_takes(const Shape *s) {
     size taps = s->kernel_height * s->kernel_width;
     size pixels = (s->height + 2 * s->pad_rows) * (s->width + 2 * s->pad_columns);
-    size here = rounded(s->examples) * s->out_width, else_ = s->examples * rounded(s->out_width); /* lanes in use */
-    return pixels <= FEW_PIXELS && taps >= SOME_TAPS && (here < else_ || (here == else_ && taps >= MANY_TAPS));
+    size lanes = rounded(s->examples) * s->out_width, of_rows = s->examples * rounded(s->out_width); /* used, empty too */
+    return pixels <= FEW_PIXELS && taps >= SOME_TAPS && (lanes < of_rows || (lanes == of_rows && taps >= MANY_TAPS));
 }
 
 /* to[c * column + r] = from[r * row + c] of LANES rows and columns: rows that are half of them apart are interleaved, as
