@@ -60,6 +60,12 @@ class Convolution(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in _names.split()]
 
 
+class Pixels(ctypes.Structure):
+    """`Pixels` of convolution.c, in elements."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("member", "example", "row", "pixel")]
+
+
 class Windows(ctypes.Structure):
     """`Windows` of moments.c."""
 
@@ -72,6 +78,7 @@ SIGNATURES = {
     "convolution_forward": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 4)),
     "convolution_backward": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 6)),
     "convolution_learn": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 7)),
+    "planes_of_pixels": (None, (*[NUMBER] * 6, Pixels, FLAG, *[POINTER] * 2)),
     "moments_rows": (ctypes.c_int, (Windows, NUMBER, *[POINTER] * 4)),
     "normalization_statistics": (None, (*[NUMBER] * 3, *[POINTER] * 3)),
     "normalization_forward": (None, (*[NUMBER] * 3, FLAG, *[POINTER] * 5)),

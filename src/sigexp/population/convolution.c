@@ -7,6 +7,11 @@
 
 #include "across.h"
 
+typedef struct {
+    size member, example, row, pixel;
+} Pixels;
+
+#define ABREAST 16 /* pixels of a row */
 #define VECTORS 96 /* at a time at least, if there are so many examples */
 
 /* Whether vectors cover the rows of images without zeros around them exactly. */
@@ -231,4 +236,22 @@ end:
     if (!direct) free(room.data);
     free(error.data), free(taps), free(packed), free(higher), free(v.from);
     return failed;
+}
+
+/* Between planes [P, C, B, H, W] and the same with a pixel's channels side by side, by strides: `back` says which way. */
+void planes_of_pixels(size first, size last, size channels, size examples, size height, size width, Pixels s, int back,
+                      float *pixels, float *planes) {
+    size plane = examples * height * width;
+    for (size p = first; p < last; p++)
+        for (size h = 0; h < height; h++)
+            for (size w = 0; w < width; w += ABREAST) /* few, because the next example may lie beside each */
+                for (size b = 0; b < examples; b++) {
+                    size count = width - w < ABREAST ? width - w : ABREAST;
+                    float *lines = pixels + p * s.member + b * s.example + h * s.row + w * s.pixel;
+                    float *line = planes + p * channels * plane + (b * height + h) * width + w;
+                    if (back)
+                        transpose(line, plane, lines, s.pixel, channels, count);
+                    else
+                        transpose(lines, s.pixel, line, plane, count, channels);
+                }
 }

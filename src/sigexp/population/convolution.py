@@ -15,6 +15,7 @@ library: torch's own convolution, with P times the outputs where the input is sh
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -98,7 +99,7 @@ def convolve(
     kernels: Kernels, geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None, *, shared: bool
 ) -> Tensor:
     """x [B, C, H, W] if shared, else [P, B, C, H, W]; weight [P, D, C, h, w]; bias [P, D] -> [P, B, D, H', W']."""
-    planes = (x[None] if shared else x).transpose(1, 2).contiguous()  # [Q, C, B, H, W], Q = 1 or P
+    planes = _planes((x[None] if shared else x).transpose(1, 2))  # [Q, C, B, H, W], Q = 1 or P
     candidates = _candidates(geometry, planes, weight)
     key = " ".join(
         str(part).replace(" ", "")
@@ -107,6 +108,16 @@ def convolve(
     )  # fmt: skip
     bias = weight.new_zeros(weight.shape[:2]) if bias is None else bias
     return kernels.pick(key, candidates, (geometry, planes, weight, bias)).transpose(1, 2)
+
+
+def _planes(x: Tensor) -> Tensor:
+    """x [Q, C, B, H, W], contiguous. torch copies what an LSTM gives, channels innermost, number by number."""
+    dense = sorted((stride, n) for stride, n in zip(x.stride(), x.shape, strict=True) if n > 1)
+    apart = x.stride(1) != 1 or x.shape[1] == 1 or any(a * n != b for (a, n), (b, _) in pairwise(dense))
+    if apart or x.is_contiguous() or not compiling.takes(x):
+        return x.contiguous()
+    planes: Tensor = native.Planes.apply(compiling.kernel(), x)
+    return planes
 
 
 def _candidates(geometry: Geometry, x: Tensor, weight: Tensor) -> dict[str, Callable[..., Tensor]]:

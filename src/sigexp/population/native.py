@@ -1,17 +1,21 @@
 """Layers of populations as autograd functions of compiling.py's C functions."""
 
 import ctypes
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sigexp.population.compiling import Convolution, Shape, Strides, Windows, kernel
+from sigexp.population.compiling import Convolution, Pixels, Shape, Strides, Windows, kernel
 
 Pair = tuple[int, int]
+_recording = threading.local()  # calls: where to note what compiled functions are called
 
 
 class NativeScan(torch.autograd.Function):
@@ -31,8 +35,7 @@ class NativeScan(torch.autograd.Function):
         out, h = x.new_empty(P, T, B, D * H), x.new_empty(P, blocks, T, D, H, block)
         c = x.new_empty(P, blocks, D, T, H, block)
         pointers = (tensor.data_ptr() for tensor in (weights, out, h, c))
-        if library.lstm_forward(ctx.shape, x.data_ptr(), Strides(*x.stride()), *pointers):
-            raise MemoryError("no memory for an LSTM")
+        _call(partial(library.lstm_forward, ctx.shape, x.data_ptr(), Strides(*x.stride()), *pointers))
         ctx.save_for_backward(x, weights, h, c)
         last = c[:, :, :, -1].permute(0, 2, 1, 4, 3).reshape(P, D, blocks * block, H)
         return out, last[:, :, :B]
@@ -53,11 +56,10 @@ class NativeScan(torch.autograd.Function):
         dx = x.new_empty(P, T, B, I) if ctx.needs_input_grad[1] else None
         dw = torch.empty_like(weights)
         pointers = (None if tensor is None else tensor.data_ptr() for tensor in (grad_cell, dx, dw))
-        if ctx.library.lstm_backward(
-            ctx.shape, x.data_ptr(), Strides(*x.stride()), weights.data_ptr(), h.data_ptr(), c.data_ptr(),
-            grad.data_ptr(), Strides(*grad.stride()), *pointers,
-        ):  # fmt: skip
-            raise MemoryError("no memory for an LSTM's gradients")
+        _call(partial(
+            ctx.library.lstm_backward, ctx.shape, x.data_ptr(), Strides(*x.stride()), weights.data_ptr(),
+            h.data_ptr(), c.data_ptr(), grad.data_ptr(), Strides(*grad.stride()), *pointers,
+        ))  # fmt: skip
         return None, dx, dw
 
 
@@ -101,8 +103,7 @@ def moments_rows(
     assert library is not None
     shape = Windows(*x.shape[1:], *kernel_size, *dilation, len(centre), bias)
     tensors = [x.contiguous(), y.contiguous(), centre.contiguous(), table]
-    if library.moments_rows(shape, len(x), *(tensor.data_ptr() for tensor in tensors)):
-        raise MemoryError("no memory for second-order statistics")
+    _call(partial(library.moments_rows, shape, len(x), *(tensor.data_ptr() for tensor in tensors)))
 
 
 class DirectConvolution(torch.autograd.Function):
@@ -145,6 +146,36 @@ class DirectConvolution(torch.autograd.Function):
             lambda first, last: ctx.library.convolution_backward(ctx.shape, first, last, *pointers), len(weight)
         )
         return None, dx, dw, db, None, None, None
+
+
+class Planes(torch.autograd.Function):
+    """x [P, C, B, H, W], dense, with a pixel's channels side by side -> the same, contiguous; float32 on the CPU.
+
+    The gradient lies as x does, so that what made x has no reason to walk over two layouts at once.
+    """
+
+    @staticmethod
+    def forward(ctx, library: ctypes.CDLL, x: Tensor) -> Tensor:
+        member, _, *others = x.stride()
+        ctx.run, ctx.strides = partial(_planes, library, x.shape, Pixels(member, *others)), x.stride()
+        out = x.new_empty(x.shape)
+        ctx.run(False, x, out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *gradients: Tensor):
+        grad = gradients[0].contiguous()
+        dx = torch.empty_strided(grad.shape, ctx.strides, dtype=grad.dtype)
+        ctx.run(True, dx, grad)
+        return None, dx
+
+
+def _planes(
+    library: ctypes.CDLL, shape: torch.Size, strides: Pixels, back: bool, pixels: Tensor, planes: Tensor
+) -> None:
+    extent, pointers = shape[1:], (pixels.data_ptr(), planes.data_ptr())
+    _in_threads(lambda first, last: library.planes_of_pixels(first, last, *extent, strides, back, *pointers), shape[0])
 
 
 class Normalization(torch.autograd.Function):
@@ -207,7 +238,7 @@ class Pooling(torch.autograd.Function):
         ctx.library, ctx.shape = library, (count, height, width)
         out = x.new_empty(count, height // 2, width // 2)
         which = torch.empty_like(out, dtype=torch.uint8)
-        library.pooling_forward(*ctx.shape, x.data_ptr(), out.data_ptr(), which.data_ptr())
+        _call(partial(library.pooling_forward, *ctx.shape, x.data_ptr(), out.data_ptr(), which.data_ptr()))
         ctx.save_for_backward(which)
         return out
 
@@ -216,7 +247,7 @@ class Pooling(torch.autograd.Function):
     def backward(ctx, *gradients: Tensor):
         (which,), grad = ctx.saved_tensors, gradients[0].contiguous()
         dx = grad.new_empty(ctx.shape)
-        ctx.library.pooling_backward(*ctx.shape, grad.data_ptr(), which.data_ptr(), dx.data_ptr())
+        _call(partial(ctx.library.pooling_backward, *ctx.shape, grad.data_ptr(), which.data_ptr(), dx.data_ptr()))
         return None, dx
 
 
@@ -225,8 +256,29 @@ def _in_threads(work: Callable[[int, int], int | None], total: int) -> None:
     count = min(torch.get_num_threads(), total)
     bounds = [total * i // count for i in range(count + 1)]
     run = map if count == 1 else _executor(count).map
-    if any(list(run(work, bounds[:-1], bounds[1:]))):
+    _call(lambda: any(list(run(work, bounds[:-1], bounds[1:]))))
+
+
+def _call(work: Callable[[], Any]) -> None:
+    """Call a compiled function, which returns whether memory did not do."""
+    if (calls := getattr(_recording, "calls", None)) is not None:
+        calls.append(partial(_checked, work))
+    _checked(work)
+
+
+def _checked(work: Callable[[], Any]) -> None:
+    if work():
         raise MemoryError("no memory for a compiled layer")
+
+
+@contextmanager
+def recorded(calls: list[Callable[[], Any]]) -> Iterator[None]:
+    """Note the calls of compiled functions in this thread, which can be called again while their tensors live."""
+    _recording.calls = calls
+    try:
+        yield
+    finally:
+        _recording.calls = None
 
 
 @cache

@@ -124,7 +124,7 @@ class Population:
     def use(self, plan: Plan) -> None:
         """Compute by another plan from now on."""
         self.plan = plan
-        self.together.kernels = Kernels(dict(plan.kernels))
+        self.together.use(Kernels(dict(plan.kernels)))
         self.load_state(self.store)
 
     def _initial(self, members: Sequence[nn.Module], hparams: Mapping[str, Tensor]) -> State:

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from sigexp.population.blocks import join
 from sigexp.population.convolution import Kernels
+from sigexp.population.repeating import Repeating, repeatable
 from sigexp.population.rules import RULES, Stacked
 from sigexp.population.single import SingleConvolution
 from sigexp.problem import Batch, PerExample
@@ -32,8 +33,7 @@ class Together:
     """
 
     def __init__(self, template: nn.Module, loss: PerExample, kernels: Kernels) -> None:
-        self.kernels, self.loss = kernels, loss
-        self.template = copy.deepcopy(template)
+        self.loss, self.template = loss, copy.deepcopy(template)
         self.single = SingleConvolution.of(self.template, loss)
         modules = dict(self.template.named_modules())
         tensors = [*self.template.named_parameters(remove_duplicate=False), *self.template.named_buffers()]
@@ -43,7 +43,13 @@ class Together:
             owner, _, leaf = path.rpartition(".")
             held = modules[owner]._parameters if leaf in modules[owner]._parameters else modules[owner]._buffers
             self._places.append((held, leaf, names[id(tensor)]))
+        self._repeats = repeatable(self.template, loss)
         join(self.template)
+        self.use(kernels)
+
+    def use(self, kernels: Kernels) -> None:
+        """Let convolutions take these algorithms."""
+        self.kernels, self._again = kernels, Repeating()
 
     def losses_and_gradients(
         self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch, weights: Tensor
@@ -60,12 +66,27 @@ class Together:
     def _by_layers(
         self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch, weights: Tensor
     ) -> tuple[Tensor, list[Tensor | None]]:
+        names, count = [*params, *buffers], len(params)
+
+        def learn(*tensors: Tensor) -> list[Tensor | None]:
+            *state, inputs, targets, weights = tensors
+            return self._learn(dict(zip(names, state, strict=True)), count, Batch(inputs, targets), weights)
+
+        tensors = [*params.values(), *buffers.values(), *batch, weights]
+        repeats = self._repeats and weights.device.type == "cpu" and not self.kernels.choose
+        losses, *gradients = self._again(learn, *tensors) if repeats else learn(*tensors)
+        assert losses is not None
+        return losses, gradients
+
+    def _learn(self, state: Mapping[str, Tensor], learned: int, batch: Batch, weights: Tensor) -> list[Tensor | None]:
+        """The losses, and the gradients by the first `learned` tensors of the state."""
         self.template.train()
-        leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in [*state.items()][:learned]}
         own = weights.ndim == 2
-        losses = self._over_members({**leaves, **buffers}, batch, lambda out, targets: self.loss(out, targets), own)
+        losses = self._over_members({**state, **leaves}, batch, lambda out, targets: self.loss(out, targets), own)
         upstream = weights.to(losses) if own else weights.to(losses)[:, None].expand_as(losses)
-        return losses.detach(), list(torch.autograd.grad(losses, list(leaves.values()), upstream, allow_unused=True))
+        gradients = torch.autograd.grad(losses, list(leaves.values()), upstream, allow_unused=True)
+        return [losses.detach(), *gradients]
 
     def outputs(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Outputs of all members in evaluation mode, without gradients: [P, B, ...]."""
