@@ -81,7 +81,6 @@ def check(model: nn.Module, shape: tuple[int, ...]) -> None:
             torch.testing.assert_close(gradient[p], true, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("name", MODELS)
 def test_equals_autograd(name):
     check(*MODELS[name])

@@ -28,7 +28,7 @@ from sigexp.machine import cache_dir
 log = logging.getLogger("sigexp")
 
 HERE = Path(__file__).parent
-SOURCES = [HERE / f"{name}.c" for name in ("across", "convolution", "lstm", "moments", "normalization")]
+SOURCES = [HERE / f"{name}.c" for name in ("across", "convolution", "lstm", "moments", "normalization", "update")]
 HEADERS = [HERE / f"{name}.h" for name in ("across", "products", "vectors")]
 # Not -ffast-math: NaN has to stay NaN, so that a member that diverged is seen.
 FLAGS = (
@@ -73,12 +73,22 @@ class Windows(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in _names.split()]
 
 
+class Optimizer(ctypes.Structure):
+    """`Optimizer` of update.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("kind", "members", "numbers")),
+        *((name, ctypes.c_double) for name in ("beta2", "epsilon")),
+    ]
+
+
 POINTER, NUMBER, FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 SIGNATURES = {
     "convolution_forward": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 4)),
     "convolution_backward": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 6)),
     "convolution_learn": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 7)),
     "planes_of_pixels": (None, (*[NUMBER] * 6, Pixels, FLAG, *[POINTER] * 2)),
+    "update_members": (None, (Optimizer, *[POINTER] * 12)),
     "moments_rows": (ctypes.c_int, (Windows, NUMBER, *[POINTER] * 4)),
     "normalization_statistics": (None, (*[NUMBER] * 3, *[POINTER] * 3)),
     "normalization_forward": (None, (*[NUMBER] * 3, FLAG, *[POINTER] * 5)),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sigexp.population.compiling import Convolution, Pixels, Shape, Strides, Windows, kernel
+from sigexp.population.compiling import Convolution, Optimizer, Pixels, Shape, Strides, Windows, kernel
 
 Pair = tuple[int, int]
 _recording = threading.local()  # calls: where to note what compiled functions are called
@@ -92,6 +92,16 @@ def learn(
     pointers = [tensor.data_ptr() for tensor in (x, weight, bias, target, *found)]
     _in_threads(lambda first, last: library.convolution_learn(shape, first, last, *pointers), len(weight))
     return found
+
+
+def update(kind: int, beta2: float, epsilon: float, *tensors: Tensor | None) -> None:
+    """`update_members` of update.c: parameters, first and second state, gradients [N]; owner [N] int64; lr, momentum,
+    weight_decay [P]; turn [P] bool; step, alive (bool), losses [P]."""
+    library = kernel()
+    assert library is not None
+    members, numbers = len(tensors[-1]), len(tensors[0])  # type: ignore[arg-type]
+    pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+    library.update_members(Optimizer(kind, members, numbers, beta2, epsilon), *pointers)
 
 
 def moments_rows(

@@ -13,6 +13,8 @@ from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+from sigexp.population import native
+
 SLOTS: Mapping[str, tuple[str, ...]] = {  # state tensors, shaped like the parameter, of each optimizer
     "sgd": ("momentum_buffer",),
     "nesterov": ("momentum_buffer",),
@@ -79,6 +81,28 @@ def update(
         square = own["exp_avg_sq"].mul_(BETA2).addcmul_(grad, grad, value=1 - BETA2)
         spread = (square.sqrt() / (1 - BETA2**count).sqrt()).add_(EPSILON)
         param.addcdiv_(mean * (-lr / (1 - momentum**count)), spread)
+
+
+def compiled_update(
+    name: str,
+    lines: Sequence[Tensor],
+    grad: Tensor,
+    owner: Tensor,
+    hparams: Mapping[str, Tensor],
+    turn: Tensor,
+    step: Tensor,
+    alive: Tensor,
+    losses: Tensor,
+) -> None:
+    """`update` in one compiled call, of the members whose `turn` it is; float32 on the CPU.
+
+    lines: parameters and each slot, all numbers of all members in a line, [N]; owner [N] int64: whose each is.
+    hparams: lr, momentum, weight_decay [P] float32. alive [P] bool: who has had no loss that is not finite; losses [P],
+    of the others becomes NaN. Both and `step` are changed in place.
+    """
+    values = [hparams[key] for key in ("lr", "momentum", "weight_decay")]
+    states = [*lines, None] if len(lines) == 2 else lines
+    native.update([*SLOTS].index(name), BETA2, EPSILON, *states, grad, owner, *values, turn, step, alive, losses)
 
 
 def update_one(

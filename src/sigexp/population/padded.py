@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sigexp.population import compiling
 from sigexp.population.steps import AllAtOnce, Flat, joined, smaller_passes, waiting
 from sigexp.problem import Batch
 
@@ -92,8 +93,11 @@ class Padded(AllAtOnce):
 
     def _update(self, due: list[int]) -> Tensor:
         """As `AllAtOnce._update`. Nothing is left for a later pass: every minibatch was whole."""
-        some = self.flat is not None and not self.unused and len(due) < len(self.sizes)
-        losses = self._update_some(due) if some else super()._update(due)
+        flat = None if self.unused or len(due) == len(self.sizes) else self.flat
+        if flat is None or compiling.takes(flat.tensors["params"]):
+            losses = super()._update(due)
+        else:
+            losses = self._update_some(due)
         self.gradients, self.losses = None, torch.zeros_like(self.losses)
         return losses
 

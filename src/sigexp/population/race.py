@@ -29,6 +29,7 @@ SLICES = (16, 32, 10**6, 64, 4, 8)  # examples a pass that are tried, in this or
 FEW = 4  # members of a large model that are timed together
 EQUAL = 0.95  # of the best rate, above which candidates are equal
 CLOSE, ROUNDS = 0.8, 3  # of the best rate, above which candidates run that many times again, in turns
+PADDING_SHARE = 0.1  # of the race's seconds, below which members of different batch sizes are timed in any case
 LAPS = 4  # minibatches of the members of different batch sizes that are timed
 CLEARLY = 0.8  # of the time by examples, below which statistics are clearly quicker
 FAR = 20  # times the speed of members one by one, above which no way to compute with examples is expected
@@ -213,7 +214,11 @@ class Race:
 
     def _left(self) -> float:
         """Seconds that the race may still take."""
-        return LEAST_SECONDS + SHARE * self.wanted.samples / self.best[0] - (time.perf_counter() - self.began)
+        return self._share() - (time.perf_counter() - self.began)
+
+    def _share(self) -> float:
+        """Seconds that the race may take."""
+        return LEAST_SECONDS + SHARE * self.wanted.samples / self.best[0]
 
     def _decide_between_near_equals(self, members: int) -> None:
         """Other work on the machine may have slowed one of them down, so they take turns."""
@@ -239,9 +244,10 @@ class Race:
         sizes = torch.tensor([self.size - fourth * (p % 3) for p in range(members)])
         rates = {}
         own = replace(plan, padded=True, slice=plan.slice if plan.slice and plan.slice < self.size else None)
+        # What else was timed may have taken the race's share; here is more to gain than there.
+        if 2 * LAPS * members * self.size / rate > PADDING_SHARE * self._share():
+            return
         for way in (plan, own):
-            if self._left() < 2 * LAPS * members * self.size / rate:
-                return
             trial = self._trial(way, members, self.size)
             trial.set_hparams({**trial.hparams, "batch_size": sizes})
             seconds = least_seconds(partial(self._laps, trial), self.population.device, most=2)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sigexp.population.optimizers import LARGE, SLOTS, clipped, update
+from sigexp.population import compiling
+from sigexp.population.optimizers import LARGE, SLOTS, clipped, compiled_update, update
 from sigexp.problem import Batch
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class AllAtOnce:
         self.waiting: list[Batch] = []  # examples, of models that take a minibatch whole
         self.gradients: list[Tensor] | None = None
         self.unused: list[str] = []
-        self.spread: dict[str, Tensor] = {}  # the hyperparameters of every number in `flat`, made when first needed
+        self.spread: dict[str, Tensor] = {}  # hyperparameters as the update takes them, made when first needed
         self.losses = torch.zeros(count, device=population.device)
 
     def advance(self, batch: Batch) -> list[Tensor]:
@@ -160,8 +161,28 @@ class AllAtOnce:
         """Update the members whose minibatch is full, and begin their next one; its losses, [len(due)]."""
         assert self.gradients is not None
         population, everyone = self.population, len(due) == len(self.sizes)
-        if everyone and self.flat and not self.unused:
-            return self._update_everyone(self.flat)
+        if self.flat and not self.unused and compiling.takes(self.flat.tensors["params"]):
+            losses = self._update_compiled(self.flat, due)
+        elif self.flat and not self.unused and everyone:
+            losses = self._update_everyone(self.flat)
+        else:
+            losses = self._update_by_parameters(due)
+        for p in due:
+            self.filled[p] = 0
+        if everyone:
+            self.gradients = None
+            self.losses = torch.zeros_like(self.losses)
+            return losses
+        chosen = torch.tensor(due, device=population.device)
+        for grad in self.gradients:
+            grad[chosen] = 0
+        self.losses[chosen] = 0
+        return losses
+
+    def _update_by_parameters(self, due: list[int]) -> Tensor:
+        """Some members one by one, or everyone, whatever their parameters are."""
+        assert self.gradients is not None
+        population, everyone = self.population, len(due) == len(self.sizes)
         names = [name for name in population.params if name not in self.unused]
         kept = [i for i, name in enumerate(population.params) if name not in self.unused]
         hparams = {name: population.hparams[name].to(population.device) for name in LEARNING}
@@ -179,20 +200,28 @@ class AllAtOnce:
                 population.store["step"][rows],
                 {name: value[rows] for name, value in hparams.items()},
             )
-        chosen = torch.tensor(due, device=population.device)
-        losses, alive = self.losses[chosen], population.store["alive"]
-        if everyone:
-            self.gradients = None
-            self.losses = torch.zeros_like(self.losses)
-        else:
-            for grad in self.gradients:
-                grad[chosen] = 0
-            self.losses[chosen] = 0
-        for p in due:
-            self.filled[p] = 0
-        losses = torch.where(alive[chosen], losses, torch.nan)
+        chosen, alive = torch.tensor(due, device=population.device), population.store["alive"]
+        losses = torch.where(alive[chosen], self.losses[chosen], torch.nan)
         alive[chosen] = alive[chosen] & losses.isfinite()
         return losses
+
+    def _update_compiled(self, flat: Flat, due: list[int]) -> Tensor:
+        """Any members in one call of update.c, in float32 on the CPU."""
+        population, everyone = self.population, len(due) == len(self.sizes)
+        assert self.gradients is not None
+        grads = self.gradients if population.clip_norm is None else clipped(self.gradients, population.clip_norm)
+        if not self.spread:
+            self.spread = {name: population.hparams[name].float() for name in LEARNING}
+        turn = torch.full((len(self.sizes),), everyone)
+        turn[due] = True
+        losses = self.losses.clone()
+        values = {**self.spread, "lr": self.spread["lr"] * self.scale()}
+        slots = [flat.tensors[slot] for slot in SLOTS[population.optimizer]]
+        compiled_update(
+            population.optimizer, [flat.tensors["params"], *slots], torch.cat([grad.reshape(-1) for grad in grads]),
+            flat.owner, values, turn, population.store["step"], population.store["alive"], losses,
+        )  # fmt: skip
+        return losses if everyone else losses[due]
 
     def scale(self) -> float | Tensor:
         """The schedule's factor where a minibatch that ends here began: one number, or [P]."""
@@ -247,5 +276,4 @@ class AllAtOnce:
         alive = population.store["alive"]
         losses = torch.where(alive, self.losses, torch.nan)
         alive &= losses.isfinite()
-        self.gradients, self.losses, self.filled = None, torch.zeros_like(losses), [0] * len(self.sizes)
         return losses
