@@ -199,15 +199,24 @@ def test_results_are_not_overwritten_by_the_next_call():
     assert torch.equal(first, torch.full((3,), 2.0))
 
 
-def test_recordings_have_a_limit_together(monkeypatch):
-    monkeypatch.setattr(repeating, "MOST_BYTES", 4 * 1000 * 3)
+def test_the_recordings_that_were_used_last_are_kept(monkeypatch):
+    def bytes_of(size):
+        return 4 * size * 2
+
+    def function(x):
+        return [x * 2 + 1]
+
+    monkeypatch.setattr(repeating, "MOST_BYTES", bytes_of(1000) + bytes_of(1002))
     again = Repeating()
-    for size in (1000, 1001, 1002):
+    for size in (1000, 1001, 1000, 1002, 10**6):
         for _ in range(CALLS + 1):
-            again(lambda x: [x * 2 + 1], torch.ones(size))
+            again(function, torch.ones(size))
+    kept = [key[0][0][0] for key, recording in again.recordings.items() if recording]
+    assert kept == [1000, 1002]
+    assert again.recordings[((torch.Size([10**6]), torch.float32),)] is None
+    for _ in range(2 * CALLS):
+        assert torch.equal(again(function, torch.ones(1001))[0], torch.full((1001,), 3.0))
     assert len(again.recordings) == 3
-    assert len(recorded(again)) == 1
-    assert sum(one.bytes for one in recorded(again)) <= repeating.MOST_BYTES
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 5, 1, 37), (3, 5, 4, 7, 19), (1, 3, 2, 2, 16)])

@@ -22,7 +22,7 @@ from sigexp.population import native
 Function = Callable[..., Sequence[Tensor | None]]
 CALLS = 3  # of a shape before it is recorded
 LONGEST = 0.02  # seconds of a call, above which there is little to gain
-MOST_BYTES = 2**27  # that all recordings of a population may hold
+MOST_BYTES = 2**27  # that the recordings of a population may hold
 FACTORY = ("dtype", "layout", "device", "pin_memory")  # arguments that given results make up for
 KNOWN = ("torch", "sigexp")  # packages whose modules do the same at every call
 
@@ -32,18 +32,20 @@ class Repeating:
 
     def __init__(self) -> None:
         self.calls: dict[Any, tuple[int, float]] = {}  # of a shape: how many, and the seconds of the quickest
-        self.recordings: dict[Any, Recording | None] = {}  # None where it cannot be, or would not be quicker
+        self.recordings: dict[Any, Recording | None] = {}  # None where it cannot be; the one used last is the last
 
     def __call__(self, function: Function, *inputs: Tensor) -> Sequence[Tensor | None]:
         """function(*inputs), which must depend on nothing else."""
         key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         if (recording := self.recordings.get(key)) is not None:
+            self.recordings[key] = self.recordings.pop(key)
             return recording(inputs)
         if key in self.recordings:
             return function(*inputs)
         count, least = self.calls.get(key, (0, float("inf")))
         if count == CALLS:
             self.recordings[key] = self._record(function, inputs) if least < LONGEST else None
+            self._forget()
         began = time.perf_counter()
         results = function(*inputs)
         self.calls[key] = count + 1, min(least, time.perf_counter() - began)
@@ -51,16 +53,26 @@ class Repeating:
 
     def _record(self, function: Function, inputs: Sequence[Tensor]) -> "Recording | None":
         """A recording that is quicker than the function, if there can be one."""
-        most = MOST_BYTES - sum(recording.bytes for recording in self.recordings.values() if recording)
         try:
             with torch.random.fork_rng(devices=[]):
-                recording = Recording(function, inputs, most)
+                recording = Recording(function, inputs)
             if recording.refused or not recording.proves_right():
                 return None
             times = [(_seconds(recording, inputs), _seconds(function, *inputs)) for _ in range(CALLS)]
         except Exception:  # whatever this function of torch's cannot do
             return None
         return recording if min(one for one, _ in times) < min(other for _, other in times) else None
+
+    def _forget(self) -> None:
+        """Make room by those that were not used for longest. They are not recorded again, or more shapes than there is
+        room for would be recorded all the time."""
+        taken = [(key, recording.bytes) for key, recording in self.recordings.items() if recording]
+        total = sum(size for _, size in taken)
+        for key, size in taken:
+            if total <= MOST_BYTES:
+                break
+            del self.recordings[key]
+            total -= size
 
 
 def _seconds(function: Callable, *arguments: Any) -> float:
@@ -83,10 +95,9 @@ class Recording(TorchDispatchMode):
     All tensors of the call live as long as this does: each kernel writes where it wrote then.
     """
 
-    def __init__(self, function: Function, inputs: Sequence[Tensor], most: int) -> None:
-        """most: bytes, beyond which it is given up."""
+    def __init__(self, function: Function, inputs: Sequence[Tensor]) -> None:
         super().__init__()
-        self.bytes, self.most = 0, most
+        self.bytes = 0
         self.inputs = [tensor.detach().clone() for tensor in inputs]
         self.kernels: list[Callable[[], Any]] = []
         self.written: list[Tensor] = []  # of the call's own tensors one for each memory
@@ -152,7 +163,7 @@ class Recording(TorchDispatchMode):
             self.known |= {_memory(tensor) for tensor in made}
             self.written += [tensor.detach() for tensor in made]
             self.bytes += sum(tensor.untyped_storage().nbytes() for tensor in made)
-            if self.bytes > self.most:
+            if self.bytes > MOST_BYTES:
                 self.refused = "much memory"
             elif "empty" not in function._schema.name:
                 if settled:
