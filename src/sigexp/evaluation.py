@@ -12,6 +12,7 @@ from sigexp.problem import Batch, Problem, Split
 
 Predict = Callable[[Tensor], Tensor]  # inputs -> outputs
 Watch = Callable[[Tensor, Batch, Tensor], None]  # (index, examples, outputs) of a chunk
+TRAIN_EXAMPLES = 1000  # that the best member is judged on beside the test data, to tell over-fitting from inability
 CHUNK_VALUES = 8_000_000  # input values evaluated at once: 32 MB, small enough for any activation that follows
 PASS_VALUES = 131_072  # input values that pass a model at once on a CPU: what it makes of them stays in the caches
 

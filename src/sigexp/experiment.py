@@ -30,7 +30,6 @@ from sigexp.training import Ready, Trained, prepare, train
 
 log = logging.getLogger("sigexp")
 SCHEMA_VERSION = 1
-TRAIN_EXAMPLES = 1000  # that the best member is judged on beside the test data, to tell over-fitting from inability
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def _run(
             "learning_curve": passing(best, problem, feed, references),
             "response": looks.numbers() if looks else None,
         }
-        on_train = evaluation.evaluate({"": trained.outputs}, problem, "train", ready.device, TRAIN_EXAMPLES)
+        on_train = evaluation.evaluate({"": trained.outputs}, problem, "train", ready.device, evaluation.TRAIN_EXAMPLES)
         result["best"]["train"] = on_train[""]
         phases.at("report")
         show(folder, board, best, problem, judged, ready.device, looks)

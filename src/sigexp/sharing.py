@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from sigexp.evaluation import TRAIN_EXAMPLES
 from sigexp.population.calibrate import Calibration
 from sigexp.population.fused import Call, FusedPopulation, Joint
 from sigexp.population.plan import Plan
@@ -68,15 +69,18 @@ def once(key: Hashable, compute: Callable[[], T]) -> T:
 
 
 def remembering(problem: Problem) -> Problem:
-    """The problem, whose examples beside the training set are drawn once where runs share them."""
+    """The problem, whose examples are drawn once where runs share them; of the training set those that are judged on,
+    the first ones in the order of their numbers."""
     if SHARED.get() is None:
         return problem
     kept: OrderedDict[tuple[Split, tuple[int, ...]], Batch] = OrderedDict()
 
     def sample(split: Split, index: Tensor) -> Batch:
-        if split == "train":
+        numbers = tuple(index.tolist())
+        key = split, numbers
+        in_order = numbers == tuple(range(numbers[0], numbers[0] + len(numbers)))
+        if split == "train" and not (in_order and numbers[-1] < TRAIN_EXAMPLES):
             return problem.sample(split, index)
-        key = split, tuple(index.tolist())
         if key not in kept:
             kept[key] = problem.sample(split, index)
             while len(kept) > 1 and sum(part.nbytes for batch in kept.values() for part in batch) > MOST_BYTES:

@@ -212,7 +212,7 @@ def outputs_of(population: Population, best: nn.Module, shape: tuple[int, ...]) 
     """What the best member, a population's first, makes of inputs. Those of the shape it has learned from it takes the
     way it has learned, often twice as quick as the module is."""
     module = evaluation.InPasses(best)
-    if population.plan.way != "together" or population.precision != "fp32":
+    if population.plan.way == "one by one" or population.precision != "fp32":
         return module
     return lambda inputs: population.predict(inputs)[0] if tuple(inputs.shape[1:]) == shape else module(inputs)
 

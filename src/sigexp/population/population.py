@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sigexp import machine
 from sigexp.evaluation import passes
+from sigexp.population import compiling
 from sigexp.population.convolution import Kernels
 from sigexp.population.feed import Feed
 from sigexp.population.moments import Moments
@@ -276,7 +277,9 @@ class Population:
     def predict(self, inputs: Tensor) -> list[Tensor]:
         """Outputs of every member, in evaluation mode and without gradients: P tensors [B, ...]."""
         with torch.no_grad(), self.autocast():
-            if self.plan.way == "together":
+            # The module of a model that learns from statistics has no plan, and may be many times as slow.
+            compiled = self.plan.way == "moments" and compiling.takes(inputs, *self.params.values())
+            if self.plan.way == "together" or compiled:
                 parts = inputs.split(self.plan.slice) if self.plan.slice else passes(inputs)
                 found = [self.together.outputs(self.params, self.buffers, part) for part in parts]
                 outputs = list(torch.cat(found, 1).unbind())
