@@ -214,7 +214,7 @@ class AllAtOnce:
             self.spread = {name: population.hparams[name].float() for name in LEARNING}
         turn = torch.full((len(self.sizes),), everyone)
         turn[due] = True
-        losses = self.losses.clone()
+        losses = self.losses.to(torch.float32, copy=True)  # a loss may come in any type
         values = {**self.spread, "lr": self.spread["lr"] * self.scale()}
         slots = [flat.tensors[slot] for slot in SLOTS[population.optimizer]]
         compiled_update(
