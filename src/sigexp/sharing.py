@@ -78,7 +78,7 @@ def remembering(problem: Problem) -> Problem:
     def sample(split: Split, index: Tensor) -> Batch:
         numbers = tuple(index.tolist())
         key = split, numbers
-        in_order = numbers == tuple(range(numbers[0], numbers[0] + len(numbers)))
+        in_order = bool(numbers) and numbers == tuple(range(numbers[0], numbers[0] + len(numbers)))
         if split == "train" and not (in_order and numbers[-1] < TRAIN_EXAMPLES):
             return problem.sample(split, index)
         if key not in kept:
