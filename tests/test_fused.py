@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from sigexp import experiment, fusing
+from sigexp import experiment, fusing, machine, parting
 from sigexp.cli import main
 from sigexp.population.fused import Joint
 from sigexp.population.plan import Plan
@@ -229,3 +230,121 @@ def test_what_cannot_be_one_population_runs_alone(workdir, plain, capsys, monkey
     problem = SimpleNamespace(examples=lambda split, start, stop: Batch(torch.zeros(2, 1, 4), torch.zeros(2, 1, 4)))
     assert fusing.draws(nn.Sequential(nn.Dropout(0.5)), problem)
     assert not fusing.draws(nn.Sequential(nn.Conv1d(1, 1, 1)), problem)
+
+
+FOUR = ["search=fixed", "search.max_samples=80", "seed=range(4)"]
+on_linux = pytest.mark.skipif(not hasattr(os, "fork") or not os.path.exists("/proc"), reason="forks on Linux")
+
+
+@pytest.fixture
+def forks(monkeypatch):
+    """Two cores, whatever the machine has; what becomes of a fork when it is made is for a test to say."""
+    real, made = parting.fork, []
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    monkeypatch.setattr(machine, "free_memory_bytes", lambda device: 2**40)
+
+    def fork(longest, in_child=lambda: None):
+        found = real(longest)
+        if found is None:
+            in_child()
+        else:
+            made.append(found)
+        return found
+
+    def becoming(in_child, longest=None):
+        monkeypatch.setattr(parting, "fork", lambda most: fork(longest or most, in_child))
+        return made
+
+    return becoming
+
+
+def gone(made):
+    """That no process of these is left."""
+    for one in made:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(one.pid, 0)
+    return True
+
+
+@on_linux
+def test_runs_end_side_by_side(workdir, plain, forks):
+    made = forks(lambda: None)
+    assert main([*SMALL, *FOUR]) == 0
+    assert len(made) in (2, 3), "the first one ends in the sweep's process, for all of them; the last one may"
+    assert not any(one.status for one in made), [one.status for one in made]
+    assert gone(made)
+    jobs = sweep.read(next(Path("outputs/sweeps").iterdir()))
+    assert [job.status for job in jobs] == ["finished"] * 4
+    assert all(job.seconds > 0 for job in jobs)
+    assert not list(Path("outputs").rglob(".*.lock"))
+    for folder in runs("outputs").values():
+        assert result(folder)["best"]["test"]
+        log = (folder / "run.log").read_text()
+        assert log.count(" INFO done: ") == 1
+        assert "WARNING" not in log
+        assert "ERROR" not in log
+
+
+@on_linux
+@pytest.mark.parametrize("fate", ["killed", "stuck", "none"])
+def test_a_run_whose_process_is_lost_ends_in_the_sweeps(fate, workdir, plain, forks, monkeypatch):
+    def lost():
+        if fate == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+
+    made = forks(lost, longest=0.2)
+    if fate == "none":
+        monkeypatch.setattr(os, "fork", lambda: (_ for _ in ()).throw(BlockingIOError(11, "no room for a process")))
+    assert main([*SMALL, *FOUR]) == 0
+    assert gone(made)
+    assert [one.status for one in made] == [signal.SIGKILL] * (0 if fate == "none" else len(made))
+    said = "ends in the sweep's own process: no room" if fate == "none" else "(status 9); it ends here"
+    logs = [(folder / "run.log").read_text() for folder in runs("outputs").values()]
+    assert sum(said in log for log in logs) >= 2
+    assert all(log.count(" INFO done: ") == 1 for log in logs)
+
+
+@on_linux
+def test_a_run_that_fails_in_a_process_of_its_own_has_failed(workdir, plain, forks, monkeypatch, capsys):
+    parent = os.getpid()
+
+    def show(*_):
+        if os.getpid() != parent:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(experiment, "show", show)
+    made = forks(lambda: None)
+    assert main([*SMALL, *FOUR]) == 4
+    assert len(made) in (2, 3)
+    jobs = sweep.read(next(Path("outputs/sweeps").iterdir()))
+    assert sorted(job.status for job in jobs) == ["failed"] * len(made) + ["finished"] * (4 - len(made))
+    assert all("No space left" in job.error for job in jobs if job.status == "failed")
+    monkeypatch.setattr(experiment, "show", lambda *_: None)
+    assert main([*SMALL, *FOUR]) == 0
+    assert len(list(Path("outputs").rglob("result.json"))) == 4
+
+
+@on_linux
+def test_an_interrupt_reaches_runs_at_their_end(workdir, plain, forks, monkeypatch):
+    """The step's patience is over while forks are at work: they are ended, and their runs can be taken up again."""
+    monkeypatch.setattr(fusing.stopping, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(fusing, "SAVING_S", 0.0)
+    made = forks(lambda: time.sleep(60))
+    real = parting.Fork.ended
+
+    def ended(self):
+        if len(made) == 2 and not asked:
+            asked.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self)
+
+    asked: list[bool] = []
+    monkeypatch.setattr(parting.Fork, "ended", ended)
+    assert main([*SMALL, *FOUR]) == 130
+    assert gone(made)
+    jobs = sweep.read(next(Path("outputs/sweeps").iterdir()))
+    assert sorted(job.status for job in jobs) == ["finished"] + ["interrupted"] * 3
+    forks(lambda: None)
+    assert main([*SMALL, *FOUR]) == 0
+    assert len(list(Path("outputs").rglob("result.json"))) == 4

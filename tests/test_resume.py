@@ -86,7 +86,7 @@ def loop(
     made = SearchLoop(
         settings, carried, Feed(problem, seed=0, device=torch.device("cpu")), problem, hparams=hparams, seed=0,
         lr_schedule="cosine", on_round=lambda done, _: (records if records is not None else []).append(done),
-        on_progress=lambda _: None, on_pause=on_pause,
+        on_progress=lambda _: None, on_pause=on_pause, step=16,
     )  # fmt: skip
     return made, population
 

@@ -92,6 +92,7 @@ def _run(
         stack.enter_context(closing(board))
         board.begin(config)
         trained = train(config, ready, folder, board, allocator_tuned, phases, kept)
+        sharing.part()
         best, feed = trained.best, trained.feed
         save_model(folder, best, described(config, names, ready))
         phases.at("bounds")

@@ -2,11 +2,13 @@
 
 Every job is the run that it is alone, in a thread of its own; one thread runs at a time. A run goes on until it asks
 something of its population, and when all have asked, this process's main thread carries it out for all of them
-(population/fused.py). What is the same for all of them they compute once (sharing.py).
+(population/fused.py). What is the same for all of them they compute once (sharing.py): the first run that has trained
+comes to its end here, and the others, which find all that there, side by side (parting.py).
 """
 
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +19,7 @@ from typing import Any
 
 import torch
 
-from sigexp import carrying, clock, machine, sharing, stopping, training
+from sigexp import carrying, clock, machine, parting, sharing, stopping, training
 from sigexp.names import Names
 from sigexp.population.fused import Call, Joint
 from sigexp.population.population import Population
@@ -30,6 +32,8 @@ CARRIED = ("lr", "momentum", "weight_decay")  # fields of trainer.optimizer that
 MOST_MEMORY = 0.25  # of what is free, that the members of a group may take
 COPIES = 12  # of a member's numbers that a run holds: optimizer's state, gradients, snapshots, the best so far
 SAVING_S = 1.0  # for each job, when a signal asks them to end
+LONGER, LEAST_S = 20.0, 10.0  # times what the first job's end took, and seconds, that one in a fork may take
+POLL_S = 0.005
 
 
 class Turn:
@@ -40,8 +44,11 @@ class Turn:
         self.values: Mapping[ContextVar[Any], Any] = {}  # of context variables, within the thread
         self.go, self.back = threading.Semaphore(0), threading.Semaphore(0)
         self.call: Call | None = None  # what it waits for
+        self.trained = False  # it waits to come to its end
+        self.apart: float | None = None  # that it does so in a process of its own, and the most seconds there
+        self.fork: parting.Fork | None = None  # that process, while it waits for it
         self.error: BaseException | None = None
-        self.running = self.ended = self.abandoned = False
+        self.running = self.waits = self.ended = self.abandoned = self.forked = False
         self.spent, self.since = 0.0, 0.0
         self.handlers: list[logging.Handler] = []
         self.random = torch.get_rng_state()
@@ -52,9 +59,13 @@ class Turn:
             variable.set(value)
         try:
             self.work()
+        except stopping.Elsewhere:
+            pass
         except BaseException as error:
             self.error = error
-        self.ended, self.call = True, None
+        if self.forked:
+            os._exit(0 if self.error is None else 1)  # Python's own end is the parent's
+        self.ended = True
         self.back.release()
 
     def take(self) -> None:
@@ -74,18 +85,46 @@ class Turn:
         self.handlers, self.random = list(log.handlers), torch.get_rng_state()
         log.handlers[:] = others
         torch.set_rng_state(random)
+        if self.ended:
+            parting.wait_for_end(self.thread)
 
     def ask(self, call: Call) -> Any:
         """In the job's thread: wait until a call has been carried out."""
         self.call = call
-        self.back.release()
-        self.go.acquire()
+        self._wait()
         self.call = None
-        if self.abandoned:
-            raise KeyboardInterrupt
         if call.error is not None:
             raise call.error
         return call.answer
+
+    def part(self) -> None:
+        """In the job's thread: wait until it may come to its end, here or `apart`."""
+        self.trained = True
+        self._wait()
+        self.trained = False
+        if self.apart is None:
+            return
+        try:
+            self.fork = parting.fork(self.apart)
+        except OSError as error:
+            log.info("the run ends in the sweep's own process: %s", error.strerror)
+            return
+        if self.fork is None:
+            self.forked = True
+            return
+        self._wait()
+        if self.fork.status == 0:
+            raise stopping.Elsewhere
+        log.warning("the process in which this run was to end did not (status %s); it ends here", self.fork.status)
+        self.fork = None
+
+    def _wait(self) -> None:
+        self.waits = True
+        self.back.release()
+        self.go.acquire()
+        self.waits = False
+        if self.abandoned:
+            raise KeyboardInterrupt
 
     def seconds(self) -> float:
         """The job's own share of the time."""
@@ -111,7 +150,7 @@ def run(tasks: Sequence[Task], ledger: Ledger) -> None:
             turn = Turn(partial(do, task, ledger))
             turn.values = {
                 clock.CLOCK: turn.seconds,
-                sharing.SHARED: sharing.Shared(joint, len(tasks), largest, turn.ask, store),
+                sharing.SHARED: sharing.Shared(joint, len(tasks), largest, turn.ask, turn.part, store),
                 stopping.SHARED: request,
                 terminal.SILENT: True,
             }
@@ -120,7 +159,9 @@ def run(tasks: Sequence[Task], ledger: Ledger) -> None:
             take_turns(turns, joint, request)
         finally:
             for turn in turns:  # those that wait where this thread was interrupted
-                if turn.call is not None and not turn.running:
+                if turn.waits:
+                    if turn.fork is not None:
+                        turn.fork.kill()
                     turn.abandoned = True
                     turn.take()
             joint.close()
@@ -136,7 +177,12 @@ def take_turns(turns: Sequence[Turn], joint: Joint, request: stopping.Request) -
     for turn in turns:
         if not request:
             turn.take()
-    while asking := [turn for turn in turns if turn.call is not None]:
+    ends = Ends()
+    while True:
+        ends.come([turn for turn in turns if turn.trained])
+        asking = [turn for turn in turns if turn.call is not None]
+        if not asking:
+            return
         began = time.perf_counter()
         with heard_by(asking):
             joint.carry_out([turn.call for turn in asking if turn.call is not None])
@@ -144,6 +190,38 @@ def take_turns(turns: Sequence[Turn], joint: Joint, request: stopping.Request) -
         for turn in asking:
             turn.spent += share
             turn.take()
+
+
+class Ends:
+    """Lets jobs that have trained come to their ends: the first one here, where what they share is computed, and the
+    others in processes of their own, one a core."""
+
+    def __init__(self) -> None:
+        self.longest: float | None = None  # seconds that an end may take, once one has been seen
+
+    def come(self, waiting: list[Turn]) -> None:
+        busy: list[Turn] = []
+        while waiting or busy:
+            room = self.room()
+            if waiting and len(busy) < room:
+                turn, began = waiting.pop(0), time.perf_counter()
+                turn.apart = self.longest if room > 1 and (busy or waiting) else None
+                turn.take()
+                if turn.fork is not None:
+                    busy.append(turn)
+                elif turn.error is None:
+                    self.longest = LEAST_S + LONGER * (time.perf_counter() - began)
+                continue
+            for turn in [turn for turn in busy if turn.fork is not None and turn.fork.ended()]:
+                busy.remove(turn)
+                turn.take()
+            time.sleep(POLL_S)
+
+    def room(self) -> int:
+        """How many may be at once; a process beside this one may come to hold as much memory as this one does."""
+        if self.longest is None or not parting.possible():
+            return 1
+        return max(1, min(machine.cores(), machine.free_memory_bytes("cpu") // machine.peak_memory_bytes()))
 
 
 @contextmanager

@@ -27,12 +27,13 @@ MOST_BYTES = 200_000_000  # of validation and test examples that are kept
 @dataclass
 class Shared:
     """What the runs of a group share. store: what was computed. joint: carries their populations. runs: how many there
-    are. batch_size: the largest of theirs."""
+    are. batch_size: the largest of theirs. part: called by a run that has trained, before it comes to its end."""
 
     joint: Joint
     runs: int
     batch_size: int
     ask: Callable[[Call], Any]
+    part: Callable[[], None]
     store: dict[Hashable, Any] = field(default_factory=dict)
 
     def wanted(self, alone: Wanted) -> Wanted:
@@ -66,6 +67,12 @@ def once(key: Hashable, compute: Callable[[], T]) -> T:
         shared.store[key] = compute()
     found: T = shared.store[key]
     return found
+
+
+def part() -> None:
+    """What is left of a run needs no other run: it may go on beside them, in another process (parting.py)."""
+    if (shared := SHARED.get()) is not None:
+        shared.part()
 
 
 def remembering(problem: Problem) -> Problem:

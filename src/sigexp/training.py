@@ -30,7 +30,7 @@ from sigexp.report.terminal import Terminal, best_reference
 from sigexp.report.wording import counted
 from sigexp.search.base import HParams, Search
 from sigexp.search.records import Outcome, RoundRecord
-from sigexp.search.rounds import MINIBATCHES, Carried, SearchLoop
+from sigexp.search.rounds import Carried, SearchLoop, at_once
 from sigexp.track import folder as folders
 
 log = logging.getLogger("sigexp")
@@ -192,7 +192,7 @@ def train(
                     on_round=recorder(folder, board, terminal),
                     on_progress=terminal.step,
                     on_pause=lambda loop, begins: kept.pause(loop, begins, request, calibration, board),
-                    step=MINIBATCHES * shared.batch_size if shared else None,
+                    step=at_once(calibration.plan, shared.batch_size) if shared else None,
                 ).run(progress, kept.past(settings.selection))
         except BaseException:
             if isinstance(carried, Shards):

@@ -264,11 +264,7 @@ class Race:
         """Member-samples per second of training steps."""
         trial = self._trial(plan, rows, length)
         batch = Batch(*(part[:length] for part in self.batch))
-        # The first of all is cold: memory comes from the system, and functions are called for the first time.
-        fewest = 2 if self.timed else 3
-        return (
-            rows * length / least_seconds(lambda: trial.minibatch_losses(batch), self.population.device, fewest=fewest)
-        )
+        return rows * length / least_seconds(lambda: trial.minibatch_losses(batch), self.population.device)
 
     def _decide_on_processes(self, apart: int) -> None:
         """Parts on a thread each, or all members on all threads: by the time to the end of the run."""

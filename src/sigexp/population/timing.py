@@ -11,20 +11,25 @@ from torch import Tensor
 CLEAR = 0.85  # of the first candidate's time, below which another is clearly quicker
 ENOUGH = 0.05  # seconds of one run, above which its noise is small
 SHORT = 4  # times as many runs where they are short
+WARMING = 0.9  # of the least time before, below which a run says that the next one may be quicker still
 
 
 def least_seconds(work: Callable[[], Any], device: torch.device, most: int = 3, fewest: int = 2) -> float:
-    """The shortest of at most `most` runs of `work`; after the `fewest` first, one that takes long is enough.
-    Short ones are as many as make one that is long, because they may become quicker (repeating.py)."""
-    least, spent, runs = float("inf"), 0.0, 0
-    while runs < most or (spent < ENOUGH and runs < SHORT * most):
+    """The shortest of about `most` runs of `work`; after the `fewest` first, one that takes long is enough.
+
+    Short ones are as many as make one that is long, because they may become quicker (repeating.py); and there are more
+    as long as they are still warming up, because memory that comes from the system for the first time may take several.
+    """
+    least, spent, runs, warming = float("inf"), 0.0, 0, False
+    while runs < most or (spent < ENOUGH and runs < SHORT * most) or (warming and runs < 2 * most):
         began = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - began
+        warming = runs > 0 and seconds < WARMING * least
         least, spent, runs = min(least, seconds), spent + seconds, runs + 1
-        if runs >= fewest and least > ENOUGH:
+        if runs >= fewest and least > ENOUGH and not warming:
             break
     return least
 

@@ -14,6 +14,7 @@ from sigexp.population.crew import WorkerLost
 from sigexp.population.feed import Feed
 from sigexp.population.fused import FusedPopulation
 from sigexp.population.optimizers import Schedule
+from sigexp.population.plan import Plan
 from sigexp.population.population import Population, Snapshot, join, take
 from sigexp.population.shards import Shards
 from sigexp.problem import Batch, Problem
@@ -24,6 +25,7 @@ from sigexp.search.records import Diverged, MemberRecord, Outcome, RoundRecord
 log = logging.getLogger("sigexp")
 Carried = Population | Shards | FusedPopulation
 MINIBATCHES = 4  # of the trainer's size that the population is given at a time
+BY_STATISTICS = 32  # the same where it learns from statistics, a minibatch in less than a millisecond
 MOST_LOST = 3  # times that a round begins again with new processes
 
 
@@ -34,6 +36,11 @@ def batch_step(batch_size: int) -> int:
     number end at the same places.
     """
     return next(step for step in range(max(1, batch_size // 4), 0, -1) if batch_size % step == 0)
+
+
+def at_once(plan: Plan, batch_size: int) -> int:
+    """Examples that a population is given at a time: enough to be quick, few enough to end soon where a signal asks."""
+    return (BY_STATISTICS if plan.way == "moments" else MINIBATCHES) * batch_size
 
 
 class SearchLoop:
@@ -58,14 +65,14 @@ class SearchLoop:
         on_pause: Callable[["SearchLoop", bool], None] = lambda loop, begins: None,
         step: int | None = None,
     ) -> None:
-        """step: examples that the population is given at a time; it changes no result."""
+        """step: examples that the population is given at a time, by default `at_once`; it changes no result."""
         self.search, self.population, self.feed, self.problem = search, population, feed, problem
         self.start, self.rng, self.lr_schedule = search.start(hparams), np.random.default_rng([seed, 1]), lr_schedule
         self.on_round, self.on_progress, self.on_pause = on_round, on_progress, on_pause
         size = problem.sizes["valid"]
         assert size is not None
         self.valid = feed.validation(min(size, search.valid_samples))
-        self.chunk = step or MINIBATCHES * int(hparams["batch_size"])
+        self.chunk = step or at_once(population.plan, int(hparams["batch_size"]))
         self.batch_step = batch_step(int(hparams["batch_size"]))
         self.losses: list[list[Tensor]] = []
         self.past: list[list[Candidate]] = []  # what every round trained, as it is recorded
