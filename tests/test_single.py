@@ -20,6 +20,8 @@ from sigexp.signal.quality import cross_entropy, mse
 MODELS = {
     "colour": (nn.Conv2d(3, 3, 1), (3, 6, 5)),
     "colour, whole vectors": (nn.Conv2d(3, 3, 1), (3, 8, 16)),
+    **{f"{c} to {d} by pixels": (nn.Conv2d(c, d, 1), (c, 8, 10)) for c in (1, 2, 3, 4, 5) for d in (1, 2, 3, 4, 5)},
+    "sequence by pixels": (nn.Conv1d(2, 3, 1, bias=False), (2, 48)),
     "bayer": (nn.Conv2d(3, 3, 5, padding=2), (3, 8, 7)),
     "five channels": (nn.Conv2d(2, 5, 3, padding=1), (2, 16, 16)),
     "two rows at a time": (nn.Conv2d(1, 1, 7, padding=3), (1, 20, 33)),

@@ -1,5 +1,7 @@
 /* Convolutions whose vectors are one pixel of several examples: across.c. */
 
+#pragma once
+
 #include "products.h"
 
 /* Whether they suit a convolution better than vectors of neighbouring pixels do. */

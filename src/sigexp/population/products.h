@@ -4,6 +4,8 @@
    Axes: Q = P, or 1 where the members share x; P members, C input channels, D output channels, B examples.
    x [Q, C, B, H, W], weight [P, D, C, h, w], bias [P, D], out [P, D, B, H', W']. */
 
+#pragma once
+
 #include "vectors.h"
 
 #define SUMS (LANES == 16 ? 24 : 12) /* vectors that are summed at a time */

@@ -1,6 +1,8 @@
 /* What the kernels share: how many floats a register of this processor holds, and how they are transposed. To be
    included first. */
 
+#pragma once
+
 #define _POSIX_C_SOURCE 200112L /* posix_memalign */
 
 #include <stdint.h>
