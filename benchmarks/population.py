@@ -333,12 +333,14 @@ class Children:
     def all(self) -> list[Child]:
         return [self.plain, self.threads, *self.halves, self.ours]
 
-    def sides(self, layouts: Sequence[str], members: Sequence[int]) -> dict[str, tuple[Sequence[Child], str]]:
-        """Name of a column -> who computes it, and what it is called there."""
+    def sides(
+        self, layouts: Sequence[str], apart: Sequence[str], members: Sequence[int]
+    ) -> dict[str, tuple[Sequence[Child], str]]:
+        """Name of a column -> who computes it, and what it is called there. apart: layouts of the two processes."""
         return {
             "plain": ([self.plain], "NCHW"),
             **{f"2 threads, {layout}": ([self.threads], layout) for layout in layouts},
-            **{f"2 processes, {layout}": (self.halves, layout) for layout in layouts},
+            **{f"2 processes, {layout}": (self.halves, layout) for layout in apart},
             **{f"ours {count}": ([self.ours], str(count)) for count in members},
         }
 
@@ -367,15 +369,20 @@ def measure(
     """One model on all sides, in turn, so that it is done at about the time `until`."""
     layouts = LAYOUTS if CASES[name].images else LAYOUTS[:1]
     rough = load_baselines(children, name, path, layouts)
-    losses = [loss for loss, _ in rough]
-    samples = int(effort.planned * rough[1][1])
+    quick = effort.rounds == 1  # two processes then have the layout alone that is nearly always quicker
+    apart = layouts[-1:] if quick else layouts
+    losses = [loss for loss, _ in (*rough.values(), *load_halves(children, name, path, apart))]
+    samples = int(effort.planned * rough[layouts[0]][1])
     for count in members:
         losses.append(children.ours.call("load", str(count), name, path, count, 0, samples)[0])
     if not all(math.isclose(loss, losses[0], rel_tol=1e-2) for loss in losses):
         raise RuntimeError(f"{name}: first losses {losses} differ; the sides do not train the same")
-    sides = children.sides(layouts, members)
+    sides = children.sides(layouts, apart, members)
     share = (until - time.perf_counter()) / (effort.rounds * len(sides))
     rates: dict[str, list[float]] = {side: [] for side in sides}
+    if quick and CASES[name].batch_size / rough["plain"][1] > effort.longest:  # one step was timed already
+        rates["plain"].append(rough["plain"][1])
+        del sides["plain"]
     for _ in range(effort.rounds):
         for side, (processes, key) in sides.items():
             for process in processes:
@@ -389,17 +396,21 @@ def measure(
     return Measured({side: median(values) for side, values in rates.items()}, plans, statistics, flops)
 
 
-def load_baselines(children: Children, name: str, path: Path, layouts: Sequence[str]) -> list[tuple[float, float]]:
-    """First loss and rough rate of plain and of one process, then of the other baselines that have member 0."""
-    first = [child.call("load", "NCHW", name, path, 1) for child in (children.plain, children.threads)]
-    for layout in layouts[1:]:
-        first.append(children.threads.call("load", layout, name, path, 1))
+def load_baselines(children: Children, name: str, path: Path, layouts: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """First loss and rough rate of plain, and by layout of one process with all threads."""
+    found = {"plain": children.plain.call("load", "NCHW", name, path, 1)}
+    return found | {layout: children.threads.call("load", layout, name, path, 1) for layout in layouts}
+
+
+def load_halves(children: Children, name: str, path: Path, layouts: Sequence[str]) -> list[tuple[float, float]]:
+    """First loss and rough rate of the process that has member 0, of the two."""
+    found = []
     for layout in layouts:
         for number, child in enumerate(children.halves):
             child.ask("load", layout, name, path, 1, number)
         answers = [child.answer() for child in children.halves]
-        first.append(answers[0])
-    return first
+        found.append(answers[0])
+    return found
 
 
 def peak_flops() -> float:
@@ -476,8 +487,6 @@ def speed(names: Sequence[str], members: Sequence[int], effort: Effort, say: Cal
         say(f"{HEAD}\n{'|---' * (HEAD.count('|') - 1)}|")
         for number, name in enumerate(names):
             path = folder / CASES[name].dataset
-            if not path.exists():
-                threads.call("draw", CASES[name].dataset, path)
             groups = [[count] for count in members] if CASES[name].apart else [members]
             for i, group in enumerate(groups):
                 now = time.perf_counter()
@@ -485,6 +494,8 @@ def speed(names: Sequence[str], members: Sequence[int], effort: Effort, say: Cal
                 with ExitStack() as own:
                     plain = own.enter_context(Child(tuned=False, threads=cores))
                     ours = kept or own.enter_context(Child(tuned=True, threads=cores))
+                    if not path.exists():  # while those start
+                        threads.call("draw", CASES[name].dataset, path)
                     children = Children(plain, threads, (halves[0], halves[1]), ours)
                     measured = measure(children, name, path, group, effort, until)
                 for count in group:
@@ -644,7 +655,7 @@ def describe(reached: Reached) -> str:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="MODEL", help="by default all")
-    parser.add_argument("--quick", action="store_true", help="8 members, one short slice: a rough look in 4 minutes")
+    parser.add_argument("--quick", action="store_true", help="8 members, one short slice: a rough look in 3 minutes")
     parser.add_argument("--members", help="sizes P of the population, by default 8,20")
     parser.add_argument("--time-to-quality", action="store_true", help="seconds to a test error instead")
     parser.add_argument("--cap", type=float, default=150.0, help="seconds a search may take for --time-to-quality")

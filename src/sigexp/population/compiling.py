@@ -28,7 +28,9 @@ from sigexp.machine import cache_dir
 log = logging.getLogger("sigexp")
 
 HERE = Path(__file__).parent
-SOURCES = [HERE / f"{name}.c" for name in ("across", "convolution", "lstm", "moments", "normalization", "pointwise", "update")]
+SOURCES = [
+    HERE / f"{name}.c" for name in ("across", "convolution", "lstm", "moments", "normalization", "pointwise", "update")
+]
 HEADERS = [HERE / f"{name}.h" for name in ("across", "pointwise", "products", "vectors")]
 # Not -ffast-math: NaN has to stay NaN, so that a member that diverged is seen.
 FLAGS = (
