@@ -286,6 +286,15 @@ def test_runs_end_side_by_side(workdir, plain, forks):
 
 
 @on_linux
+def test_what_is_the_users_own_is_in_one_process(forks):
+    forks(lambda: None)
+    own, other = {"_target_": "sigexp.models.filters.linear"}, {"_target_": "mine.linear"}
+    assert parting.possible({"dataset": own, "model": own})
+    assert not parting.possible({"dataset": other, "model": own})
+    assert not parting.possible({"dataset": own, "model": other})
+
+
+@on_linux
 @pytest.mark.parametrize("fate", ["killed", "stuck", "none"])
 def test_a_run_whose_process_is_lost_ends_in_the_sweeps(fate, workdir, plain, forks, monkeypatch):
     def lost():

@@ -156,7 +156,7 @@ def run(tasks: Sequence[Task], ledger: Ledger) -> None:
             }
             turns.append(turn)
         try:
-            take_turns(turns, joint, request)
+            take_turns(turns, joint, request, Ends(parting.possible(tasks[0].config)))
         finally:
             for turn in turns:  # those that wait where this thread was interrupted
                 if turn.waits:
@@ -172,12 +172,11 @@ def run(tasks: Sequence[Task], ledger: Ledger) -> None:
             raise turn.error
 
 
-def take_turns(turns: Sequence[Turn], joint: Joint, request: stopping.Request) -> None:
+def take_turns(turns: Sequence[Turn], joint: Joint, request: stopping.Request, ends: "Ends") -> None:
     """Until all jobs have ended, or all that had begun where a signal asks for the end."""
     for turn in turns:
         if not request:
             turn.take()
-    ends = Ends()
     while True:
         ends.come([turn for turn in turns if turn.trained])
         asking = [turn for turn in turns if turn.call is not None]
@@ -196,7 +195,9 @@ class Ends:
     """Lets jobs that have trained come to their ends: the first one here, where what they share is computed, and the
     others in processes of their own, one a core."""
 
-    def __init__(self) -> None:
+    def __init__(self, apart: bool) -> None:
+        """apart: whether there may be other processes."""
+        self.apart = apart
         self.longest: float | None = None  # seconds that an end may take, once one has been seen
 
     def come(self, waiting: list[Turn]) -> None:
@@ -219,7 +220,7 @@ class Ends:
 
     def room(self) -> int:
         """How many may be at once; a process beside this one may come to hold as much memory as this one does."""
-        if self.longest is None or not parting.possible():
+        if self.longest is None or not self.apart:
             return 1
         return max(1, min(machine.cores(), machine.free_memory_bytes("cpu") // machine.peak_memory_bytes()))
 

@@ -12,16 +12,23 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from sigexp import machine, stopping
 
+UNKNOWN = -1  # status of a process of which the system does not say how it ended
 
-def possible() -> bool:
-    """Whether forks of this process can compute beside each other."""
-    return sys.platform == "linux" and machine.cores() > 1 and not torch.cuda.is_available()
+
+def possible(config: Mapping[str, Any]) -> bool:
+    """Whether forks of this process can compute beside each other. Not where dataset or model is the user's own: what
+    it holds, such as an open file, forks would share."""
+    own = all(str(config[part]["_target_"]).startswith("sigexp.") for part in ("dataset", "model"))
+    return own and sys.platform == "linux" and machine.cores() > 1 and not torch.cuda.is_available()
 
 
 @dataclass
@@ -35,7 +42,10 @@ class Fork:
 
     def ended(self) -> bool:
         if self.status is None:
-            found, status = os.waitpid(self.pid, os.WNOHANG)
+            try:
+                found, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:  # where the system was told to forget them
+                found, status = self.pid, UNKNOWN
             if found:
                 self.status = status
             elif time.monotonic() - self.began > self.longest:
@@ -44,8 +54,10 @@ class Fork:
 
     def kill(self) -> None:
         if self.status is None:
-            os.kill(self.pid, signal.SIGKILL)
-            _, self.status = os.waitpid(self.pid, 0)
+            self.status = UNKNOWN
+            with suppress(ProcessLookupError, ChildProcessError):
+                os.kill(self.pid, signal.SIGKILL)
+                _, self.status = os.waitpid(self.pid, 0)
 
 
 def wait_for_end(thread: threading.Thread) -> None:
@@ -61,9 +73,8 @@ def fork(longest: float) -> Fork | None:
     """The other process in this one, None in the other one. Raises OSError where the system has no room for it."""
     parent = os.getpid()
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # Python's, of threads that may hold locks: all of them wait
+        # Python's, of threads that may hold locks: all of them wait.
+        warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid:
         return Fork(pid, longest)
