@@ -21,6 +21,9 @@ inside the timing, and the update is inside it too; the baselines read the loss 
 The first minibatch's loss has to be the same on all sides. FLOPs are those of the direct computation, so a quicker
 algorithm can have more than the peak, which is that of a float32 matrix product of 2048 x 2048 x 2048 on all cores.
 
+--quick is a rough look, cold in places: two processes in one layout alone, and of plain the step after the first where
+a step takes longer than the slice.
+
 Second form: seconds of training until the best member's squared error on test data is at most a given level, for the
 lecture's AutoMLP, plainly written, against `search=automlp` as shipped. Same data; drawing them and testing are not
 counted; calibration and the start of processes are. The baseline goes on beyond the lecture's budget up to the cap.

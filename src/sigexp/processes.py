@@ -1,4 +1,5 @@
-"""Processes beside this one: fresh interpreters, not forks, which torch's threads would not survive.
+"""Processes beside this one: fresh interpreters, not forks, in which torch's threads would be missing (parting.py says
+where a fork will do).
 
 They are talked to by a pipe, and end with this process, in whatever way it ends. `side_by_side` has several jobs done
 at once, each with its share of the cores.

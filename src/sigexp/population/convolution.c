@@ -194,7 +194,10 @@ static void compare(Images error, Images target, size channels, size examples, s
    begin as zeros. */
 int convolution_learn(Shape s, size first, size last, float *x, float *weight, float *bias, float *target,
                       float *losses, float *weight_grad, float *bias_grad) {
-    if (pointwise_takes(&s)) return pointwise_learn(s, first, last, x, weight, bias, target, losses, weight_grad, bias_grad), 0;
+    if (pointwise_takes(&s)) {
+        pointwise_learn(s, first, last, x, weight, bias, target, losses, weight_grad, bias_grad);
+        return 0;
+    }
     Shape f = folded(s);
     int direct = !s.pad_rows && !s.pad_columns && lines_up(&s), fold_rows = f.outputs != s.outputs, failed = 1;
     size pixels = s.height * s.width, out_pixels = s.out_height * s.out_width, group = group_of(&s);
