@@ -9,18 +9,20 @@ ray: Ray Tune's population based training; six members, twelve rounds, actors re
     here. Synchronous, because the asynchronous one sets a member that it replaces back to an earlier round, and trains
     several times the budget. The examples lie in Ray's object store. Against search=pbt, with the same first members.
 optuna: TPE with the successive-halving pruner, factor 3; a trial is at most 13 of 27 parts of the budget long, as the
-    last one of search=halving, and trials begin until the budget is spent. Against search=halving and search=automlp.
+    last one of search=halving, and trials begin until the budget is spent. Against search=halving, and search=automlp
+    with one survivor, which trains for as large a part of the budget.
 joblib: a Hydra app under `-m hydra/launcher=joblib`, six jobs with random learning rates and batch sizes. Against
     search=random, with the same members. Optuna's and Hydra's processes map the examples from one file each, which is
     written before the search; neither tool has another way to hand them out.
 
 Every side trains the same number of member-samples on the same examples, with the same optimizer, ranges, schedule,
 initial weights, minibatches where members are the same, and validation set, scored after every round; the best model
-by validation loss is judged on the same test set. A peer's loop is plain PyTorch with torch.optim's fused optimizers,
-glibc's allocator set as sigexp sets it (`machine.tune_allocator`), in as many processes with one thread as there are
-cores or in one process with all threads, NCHW or channels_last, whichever is measured to be quickest first. The model
-is that of sigexp's conf; for `gaussian` that has a convolution by FFT which is sigexp's own, and the peers are run with
-torch's `nn.Conv2d` and with it.
+by validation loss is judged on the same test set. On `bayer` the round's training loss takes the place of the
+validation loss, as in conf/tune: there is one validation photograph, and it prefers the unfinished. A peer's loop is
+plain PyTorch with torch.optim's fused optimizers, glibc's allocator set as sigexp sets it (`machine.tune_allocator`),
+in as many processes with one thread as there are cores or in one process with all threads, NCHW or channels_last,
+whichever is measured to be quickest first. The model is that of sigexp's conf; for `gaussian` that has a convolution by
+FFT which is sigexp's own, and the peers are run with torch's `nn.Conv2d` and with it.
 
 start-up: from the start of the process to the first step: imports, drawing the data, processes, calibration.
 training: from the first step to the last one's end, by the wall clock, validation and whatever the tool does between

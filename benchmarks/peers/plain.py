@@ -20,6 +20,7 @@ from sigexp.population.feed import Feed
 from sigexp.population.optimizers import BETA2, Schedule
 from sigexp.problem import Problem
 from sigexp.search.base import HParams
+from sigexp.search.progress import recent
 from sigexp.search.rounds import batch_step
 from sigexp.signal.quality import mse
 
@@ -78,6 +79,11 @@ def optimizer_of(config: Mapping[str, Any], model: nn.Module) -> torch.optim.Opt
     return torch.optim.Adam(model.parameters(), lr=lr, betas=(momentum, BETA2), weight_decay=decay, fused=True)
 
 
+def finite(loss: float) -> float:
+    """The score of a member with this loss."""
+    return loss if math.isfinite(loss) else WORST
+
+
 class Learner:
     """One member. total: samples that it learns from in all, over which its learning rate follows the schedule."""
 
@@ -91,19 +97,22 @@ class Learner:
         self.layout = torch.channels_last if images and spec.arrangement.channels_last else torch.contiguous_format
         self.schedule = Schedule(config["trainer"]["schedule"], 0.0, 1 / total)
         self.lr, self.batch_size = float(config["trainer"]["optimizer"]["lr"]), int(config["trainer"]["batch_size"])
+        self.selection = config["search"]["selection"]
+        self.losses: list[Tensor] = []  # of the minibatches of a round
         self.seen, self.best, self.best_model = 0, math.inf, self.model.state_dict()
         sizes = {"train": len(arrays["inputs"])}
         only_sizes = Problem(kind="image", sample=_never, sizes=sizes, loss=mse, metrics={})
         self.feed = Feed(only_sizes, seed=config["dataset"]["seed"], device=torch.device("cpu"))  # for the order alone
 
     def round(self, samples: int) -> tuple[float, Segment]:
-        """Learn from so many samples: the validation loss then, and how long both took."""
+        """Learn from so many samples: the loss that the search chooses by, and how long both took."""
         began = time.time()
+        self.losses = []
         self.train(samples)
-        valid = self.validate()
-        if valid < self.best:
-            self.best, self.best_model = valid, copy.deepcopy(self.model.state_dict())
-        return valid, (began, time.time(), samples)
+        score = self.validate() if self.selection == "valid" else finite(float(recent(self.losses).mean()))
+        if score < self.best:
+            self.best, self.best_model = score, copy.deepcopy(self.model.state_dict())
+        return score, (began, time.time(), samples)
 
     def train(self, samples: int) -> None:
         """Whole minibatches; what is left of the samples is passed over, as in sigexp's rounds."""
@@ -116,8 +125,10 @@ class Learner:
             index = self.feed.indices(self.seen, batch_size)
             x = inputs.index_select(0, index).contiguous(memory_format=self.layout)
             self.optimizer.zero_grad()
-            F.mse_loss(self.model(x), targets.index_select(0, index)).backward()
+            loss = F.mse_loss(self.model(x), targets.index_select(0, index))
+            loss.backward()
             self.optimizer.step()
+            self.losses.append(loss.detach()[None])
             self.seen += batch_size
         self.seen = end
 
@@ -128,8 +139,7 @@ class Learner:
         with torch.no_grad():
             for x, y in zip(*(self.tensors[f"valid_{name}"].split(250) for name in ("inputs", "targets")), strict=True):
                 total += len(x) * float(F.mse_loss(self.model(x.contiguous(memory_format=self.layout)), y))
-        loss = total / len(self.tensors["valid_inputs"])
-        return loss if math.isfinite(loss) else WORST
+        return finite(total / len(self.tensors["valid_inputs"]))
 
     def state(self) -> dict[str, Any]:
         return {

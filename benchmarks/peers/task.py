@@ -15,16 +15,18 @@ UNIT = 216  # budgets are multiples of it: both 6 x ROUNDS and HALVING_PARTS div
 @dataclass(frozen=True)
 class Case:
     """A problem. samples: member-samples of a search, three minutes of the slowest peer on two cores of a server.
-    layers: whose convolutions the peers take, torch's or those of sigexp's conf where they are others."""
+    layers: whose convolutions the peers take, torch's or those of sigexp's conf where they are others. selection: the
+    loss by which a search chooses, as conf/tune has it."""
 
     words: tuple[str, ...]
     samples: int
     layers: tuple[str, ...] = ("torch",)
+    selection: str = "valid"
 
 
 CASES = {
     "gaussian": Case(("experiment=gaussian", "model=linear"), 2_400 * UNIT, ("torch", "sigexp")),
-    "bayer": Case(("experiment=bayer", "model=linear"), 30_000 * UNIT),
+    "bayer": Case(("experiment=bayer", "model=linear"), 30_000 * UNIT, selection="train"),
     "spikes": Case(("experiment=spikes", "model=seqlstm"), 7_400 * UNIT),
 }
 
@@ -92,12 +94,11 @@ class Spec:
 
     def words(self) -> list[str]:
         """The settings, as on sigexp's command line."""
-        survivors = {"automlp": 2}.get(self.search, 1)
         words = [
             *CASES[self.problem].words, f"search={self.search}", f"seed={self.seed}", f"dataset.seed={self.seed}",
-            f"search.members={self.members()}", f"search.survivors={survivors}", f"search.max_samples={self.samples}",
+            f"search.members={self.members()}", "search.survivors=1", f"search.max_samples={self.samples}",
             f"search.round_samples={self.round_samples()}", f"search.initial_samples={self.round_samples()}",
-            "search.selection=valid", "search.patience=null", "device=cpu",
+            f"search.selection={CASES[self.problem].selection}", "search.patience=null", "device=cpu",
         ]  # fmt: skip
         words += [f"search.min_rounds={ROUNDS}"] if self.search == "pbt" else []
         return [*words, *self.extra]

@@ -29,9 +29,10 @@ log = logging.getLogger("sigexp")
 
 HERE = Path(__file__).parent
 SOURCES = [
-    HERE / f"{name}.c" for name in ("across", "convolution", "lstm", "moments", "normalization", "pointwise", "update")
+    HERE / f"{name}.c"
+    for name in ("across", "convolution", "lstm", "moments", "normalization", "pointwise", "readout", "update")
 ]
-HEADERS = [HERE / f"{name}.h" for name in ("across", "pointwise", "products", "vectors")]
+HEADERS = [HERE / f"{name}.h" for name in ("across", "lstm", "pointwise", "products", "vectors")]
 # Not -ffast-math: NaN has to stay NaN, so that a member that diverged is seen.
 FLAGS = (
     "-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-shared",
@@ -41,15 +42,21 @@ TIMEOUT_S = 60
 
 
 class Shape(ctypes.Structure):
-    """`Shape` of lstm.c."""
+    """`Shape` of lstm.h."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("members", "directions", "time", "examples", "inputs", "hidden")]
 
 
 class Strides(ctypes.Structure):
-    """`Strides` of lstm.c, of a tensor [P, T, B, C] in elements."""
+    """`Strides` of lstm.h, of a tensor [P, T, B, C] in elements."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("member", "time", "example", "channel")]
+
+
+class Readout(ctypes.Structure):
+    """`Readout` of readout.c."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("outputs", "squashed")]
 
 
 class Convolution(ctypes.Structure):
@@ -102,6 +109,10 @@ SIGNATURES = {
     "lstm_block": (ctypes.c_int64, ()),
     "lstm_forward": (ctypes.c_int, (Shape, POINTER, Strides, *[POINTER] * 4)),
     "lstm_backward": (ctypes.c_int, (Shape, POINTER, Strides, *[POINTER] * 4, Strides, *[POINTER] * 3)),
+    "readout_learn": (
+        ctypes.c_int,
+        (Shape, Readout, *[NUMBER] * 3, POINTER, Strides, POINTER, Strides, *[POINTER] * 6),
+    ),
 }
 
 

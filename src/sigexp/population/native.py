@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sigexp.population.compiling import Convolution, Optimizer, Pixels, Shape, Strides, Windows, kernel
+from sigexp.population.compiling import Convolution, Optimizer, Pixels, Readout, Shape, Strides, Windows, kernel
 
 Pair = tuple[int, int]
 _recording = threading.local()  # calls: where to note what compiled functions are called
@@ -61,6 +61,37 @@ class NativeScan(torch.autograd.Function):
             h.data_ptr(), c.data_ptr(), grad.data_ptr(), Strides(*grad.stride()), *pointers,
         ))  # fmt: skip
         return None, dx, dw
+
+
+def learn_readout(
+    x: Tensor, target: Tensor, weights: Tensor, readout: Tensor, examples: Tensor, *, squashed: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean squared errors [P, B] of LSTMs that are read out at every time, and the gradients of their sum, weighted by
+    `examples` [P, B], by both weights.
+
+    x [Q, B, I, T] and target [Q, B, O, T], Q = 1 or P; weights as of `NativeScan`; readout [P, O, D H + 1], the bias
+    last; squashed: by a sigmoid before they are read.
+    """
+    library = kernel()
+    assert library is not None
+    members, directions, hidden = weights.shape[:3]
+    shape = Shape(members, directions, x.shape[3], x.shape[1], x.shape[2], hidden)
+    weights, readout, examples = (tensor.contiguous() for tensor in (weights, readout, examples))
+    threads = torch.get_num_threads()
+    parts = 1 if members % threads == 0 else threads  # of a member's examples, so that all threads have as much to do
+    losses = torch.empty_like(examples)
+    slopes = [tensor.new_empty(members, parts, *tensor.shape[1:]) for tensor in (weights, readout)]
+    pointers = [tensor.data_ptr() for tensor in (weights, readout, examples, losses, *slopes)]
+    given: list[Any] = []
+    for tensor in (x, target):
+        member, example, channel, time = tensor.stride()
+        given += [tensor.data_ptr(), Strides(member if len(tensor) > 1 else 0, time, example, channel)]
+    settings = Readout(readout.shape[1], squashed)
+    _in_threads(
+        lambda first, last: library.readout_learn(shape, settings, parts, first, last, *given, *pointers),
+        members * parts,
+    )
+    return losses, *(slope.sum(1) if parts > 1 else slope[:, 0] for slope in slopes)  # type: ignore[return-value]
 
 
 def _convolution(

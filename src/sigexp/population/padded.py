@@ -18,7 +18,8 @@ from sigexp.problem import Batch
 if TYPE_CHECKING:
     from sigexp.population.population import Population
 
-LANES = 64  # examples that the compiled LSTM computes side by side
+LONG = 64  # examples that fill a processor: passes are at least so long, where minibatches are
+GRAIN = 32  # multiples of it are the lengths of passes, so that few shapes occur, each of which repeats (repeating.py)
 
 
 class Padded(AllAtOnce):
@@ -28,7 +29,7 @@ class Padded(AllAtOnce):
         super().__init__(population, flat, seen)
         self.taken = [0] * len(self.sizes)
         most = population.plan.slice
-        self.longest = most or -(-min(self.sizes) // LANES) * LANES  # examples in one pass
+        self.longest = most or -(-min(self.sizes) // LONG) * LONG  # examples in one pass
 
     def advance(self, batch: Batch) -> list[Tensor]:
         stock = joined(self.waiting, batch)
@@ -49,13 +50,13 @@ class Padded(AllAtOnce):
     def _learn(self, stock: Batch, due: list[int]) -> None:
         """The losses and gradients of the next minibatches of these members; those of the others are zero."""
         population = self.population
-        width = max(self.sizes[p] for p in due)
-        place = torch.arange(width, device=population.device)
+        width, grain = max(self.sizes[p] for p in due), min(GRAIN, self.longest)
+        same = len(due) == len(self.sizes) and len({*zip(self.sizes, self.taken, strict=True)}) == 1
+        place = torch.arange(width if same else -(-width // grain) * grain, device=population.device)
         lengths = torch.tensor([size if p in due else 0 for p, size in enumerate(self.sizes)], device=population.device)
         begin = torch.tensor(self.taken, device=population.device)
         index = (begin[:, None] + place).clamp_(max=len(stock.inputs) - 1)
         weights = torch.where(place < lengths[:, None], self.weights[:, None], 0)
-        same = len(due) == len(self.sizes) and len({*zip(self.sizes, self.taken, strict=True)}) == 1
         first = 0
         while first < width:
             here = slice(first, first + self.longest)

@@ -23,7 +23,7 @@ from sigexp.problem import Batch
 
 log = logging.getLogger("sigexp")
 SHARE, LEAST_SECONDS = 0.03, 0.5  # of the expected seconds of training, and besides, that the race may cost
-PROCESS_SECONDS = 3.0  # that it takes to start the processes
+PROCESS_SECONDS = 2.0  # that it takes to start the processes
 PROCESS_EFFICIENCY = 0.92  # of processes side by side, against each alone
 SLICES = (16, 32, 10**6, 64, 4, 8)  # examples a pass that are tried, in this order; a million is the whole minibatch
 FEW = 4  # members of a large model that are timed together
@@ -238,23 +238,26 @@ class Race:
         """Whether members with different batch sizes had better have passes of their own minibatches; both rates are
         those of such members."""
         rate, plan = self.best
-        fourth = self.size // 4
-        if plan.way != "together" or self.population.whole or self._large() or members < 2 or not fourth:
+        if plan.way != "together" or self.population.whole or self._large() or members < 2 or self.size < 4:
             return
-        sizes = torch.tensor([self.size - fourth * (p % 3) for p in range(members)])
-        rates = {}
         own = replace(plan, padded=True, slice=plan.slice if plan.slice and plan.slice < self.size else None)
+        ways = [plan, own, *[replace(own, slice=None)] * bool(own.slice)]
         # What else was timed may have taken the race's share; here is more to gain than there.
-        if 2 * LAPS * members * self.size / rate > PADDING_SHARE * self._share():
+        if len(ways) * LAPS * members * self.size / rate > PADDING_SHARE * self._share():
             return
-        for way in (plan, own):
-            trial = self._trial(way, members, self.size)
-            trial.set_hparams({**trial.hparams, "batch_size": sizes})
-            seconds = least_seconds(partial(self._laps, trial), self.population.device, most=2)
-            name = str(way) if way.padded else f"{way}, batch sizes differ"
-            self.rates[name] = rates[way.padded] = LAPS * members * self.size / seconds
-        if CLOSE * rates[True] > rates[False]:
-            self.best = (rate, own)
+        rates = [self._time_differing(way, members) for way in ways]
+        self.rates |= {
+            str(way) if way.padded else f"{way}, batch sizes differ": r for way, r in zip(ways, rates, strict=True)
+        }
+        if CLOSE * max(rates) > rates[0]:
+            self.best = (max(rates), ways[rates.index(max(rates))])
+
+    def _time_differing(self, plan: Plan, members: int) -> float:
+        """Member-samples per second of members with different batch sizes."""
+        trial = self._trial(plan, members, self.size)
+        sizes = torch.tensor([self.size - self.size // 4 * (p % 3) for p in range(members)])
+        trial.set_hparams({**trial.hparams, "batch_size": sizes})
+        return LAPS * members * self.size / least_seconds(partial(self._laps, trial), self.population.device, most=2)
 
     def _laps(self, trial: Population) -> None:
         for _ in range(LAPS):
@@ -279,8 +282,13 @@ class Race:
             if plan.way == "one by one":  # small operations divide badly among threads, and not at all on a busy core
                 return
             torch.set_num_threads(self.wanted.threads)
-            self.rates[str(whole)] = self._time(whole, *self._extent(plan, self.wanted.members))
-            if self.wanted.samples * (1 / self.rates[str(whole)] - 1 / rate) > PROCESS_SECONDS:
+            members = self.wanted.members
+            if plan.padded:  # `alone` is of members with different batch sizes
+                together = self._time_differing(whole, members)
+            else:
+                together = self._time(whole, *self._extent(plan, members))
+            self.rates[str(whole)] = together
+            if self.wanted.samples * (1 / together - 1 / rate) > PROCESS_SECONDS:
                 return
         self.best = (alone, whole)
 

@@ -53,9 +53,14 @@ def _joined(own: Sequence[Tensor], has_bias: bool) -> Tensor:
     return torch.cat([own[0], bias[..., None], own[1]], 2)
 
 
+def joined(weights: Sequence[Sequence[Tensor]], has_bias: bool) -> Tensor:
+    """Weights of every direction as `native.NativeScan` takes them: [P, D, H, I + 1 + H, 4]."""
+    rows = torch.stack([_joined(own, has_bias) for own in weights], 1)  # [P, D, 4 H, K]
+    return rows.unflatten(2, (4, -1)).permute(0, 1, 3, 4, 2)
+
+
 def _native_layer(x: Tensor, weights: Sequence[Sequence[Tensor]], has_bias: bool) -> tuple[Tensor, Tensor]:
-    joined = torch.stack([_joined(own, has_bias) for own in weights], 1)  # [P, D, 4 H, K]
-    return native.NativeScan.apply(compiling.kernel(), x, joined.unflatten(2, (4, -1)).permute(0, 1, 3, 4, 2))
+    return native.NativeScan.apply(compiling.kernel(), x, joined(weights, has_bias))
 
 
 def _layer(x: Tensor, weights: Sequence[Sequence[Tensor]], has_bias: bool) -> tuple[Tensor, Tensor]:
@@ -64,11 +69,11 @@ def _layer(x: Tensor, weights: Sequence[Sequence[Tensor]], has_bias: bool) -> tu
     scale = x.new_ones(gates, inputs + 1 + gates // 4)
     scale[gates // 2 : 3 * gates // 4] = 2
     scale[:, inputs + 1 :] *= 2
-    joined = torch.cat([_joined(own, has_bias) * scale for own in weights])
+    product = torch.cat([_joined(own, has_bias) * scale for own in weights])
     x = x.permute(1, 0, 3, 2)  # [T, P, I, B]
     if len(weights) == 2:
         x = torch.cat([x, x.flip(0)], 1)
-    half, cells = Scan.apply(x, joined)
+    half, cells = Scan.apply(x, product)
     h = (2 * half).unflatten(1, (len(weights), members))  # [T, D, P, H, B]
     out = torch.cat([h[:, 0], h[:, 1].flip(0)], 2) if len(weights) == 2 else h[:, 0]
     return out.permute(1, 0, 3, 2), cells.unflatten(0, (len(weights), members)).permute(1, 0, 3, 2)

@@ -22,7 +22,7 @@ from sigexp.population.blocks import join
 from sigexp.population.convolution import Kernels
 from sigexp.population.repeating import Repeating, repeatable
 from sigexp.population.rules import RULES, Stacked
-from sigexp.population.single import SingleConvolution
+from sigexp.population.single import single_pass
 from sigexp.problem import Batch, PerExample
 
 
@@ -34,7 +34,7 @@ class Together:
 
     def __init__(self, template: nn.Module, loss: PerExample, kernels: Kernels) -> None:
         self.loss, self.template = loss, copy.deepcopy(template)
-        self.single = SingleConvolution.of(self.template, loss)
+        self.single = single_pass(self.template, loss)
         modules = dict(self.template.named_modules())
         tensors = [*self.template.named_parameters(remove_duplicate=False), *self.template.named_buffers()]
         names = {id(tensor): name for name, tensor in reversed(tensors)}
@@ -56,10 +56,8 @@ class Together:
     ) -> tuple[Tensor, list[Tensor | None]]:
         """Losses [P, B] in training mode, and the gradients [P, ...] of their sum weighted with `weights` [P], or
         [P, B] where every member has examples of its own: inputs and targets [P, B, ...]."""
-        if weights.ndim == 2:
-            return self._by_layers(params, buffers, batch, weights)
         ways: dict[str, Callable] = {"layers": self._by_layers}
-        if self.single and self.single.takes(params, batch):
+        if self.single and self.single.takes(params, batch, weights):
             ways = {"single pass": self.single.losses_and_gradients, **ways}
         return self.kernels.pick("model", ways, (params, buffers, batch, weights))
 
