@@ -23,7 +23,7 @@ from sigexp.track.checkpoint import Checkpoints
 # once, by the undisturbed run, and kept in the cache that all share.
 WORDS = (
     "experiment=iir", "model=lstm", "dataset.size=300", "dataset.test_size=4", "search=automlp", "search.members=4",
-    "search.survivors=2", "search.initial_samples=1200", "search.round_samples=1200", "search.max_samples=30000",
+    "search.survivors=2", "search.initial_samples=12000", "search.round_samples=12000", "search.max_samples=300000",
     "search.valid_samples=20", "search.patience=null", "trainer.batch_size=25", "trainer.threads=1",
 )  # fmt: skip
 ENDED = 60.0  # seconds after which a run that should have ended is a failure
