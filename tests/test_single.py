@@ -151,6 +151,26 @@ def test_lstm_of_a_diverged_member_leaves_the_others_alone():
         assert torch.equal(before[::2], after[::2])
 
 
+@needs_compiler
+@pytest.mark.parametrize(
+    ("model", "inputs", "targets"),
+    [
+        (LSTMS["read out"][0], (5, 1, 30), (5, 1, 31)),
+        (LSTMS["read out"][0], (5, 1, 30), (5, 2, 30)),
+        (LSTMS["read out"][0], (5, 2, 30), (5, 1, 30)),
+        (LSTMS["read out"][0], (5, 1, 30), (4, 1, 30)),
+        (nn.Conv2d(1, 1, 3), (5, 1, 6, 6), (5, 1, 5, 4)),
+        (nn.Conv2d(1, 1, 3), (5, 2, 6, 6), (5, 1, 4, 4)),
+    ],
+)
+def test_shapes_that_do_not_fit(model, inputs, targets):
+    params = {name: parameter.detach()[None] for name, parameter in model.named_parameters()}
+    with pytest.raises(ValueError, match="do not fit the model"):
+        Together(model, mse, Kernels()).losses_and_gradients(
+            params, {}, Batch(torch.zeros(inputs), torch.zeros(targets)), torch.ones(1)
+        )
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_models_go_through_their_layers(name):
     assert single_pass(OTHERS[name], mse) is None

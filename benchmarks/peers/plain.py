@@ -98,7 +98,7 @@ class Learner:
         self.schedule = Schedule(config["trainer"]["schedule"], 0.0, 1 / total)
         self.lr, self.batch_size = float(config["trainer"]["optimizer"]["lr"]), int(config["trainer"]["batch_size"])
         self.selection = config["search"]["selection"]
-        self.losses: list[Tensor] = []  # of the minibatches of a round
+        self.losses: list[float] = []  # of the minibatches of a round; tensors would keep the allocator's heap apart
         self.seen, self.best, self.best_model = 0, math.inf, self.model.state_dict()
         sizes = {"train": len(arrays["inputs"])}
         only_sizes = Problem(kind="image", sample=_never, sizes=sizes, loss=mse, metrics={})
@@ -109,7 +109,7 @@ class Learner:
         began = time.time()
         self.losses = []
         self.train(samples)
-        score = self.validate() if self.selection == "valid" else finite(float(recent(self.losses).mean()))
+        score = self.validate() if self.selection == "valid" else finite(float(recent([torch.tensor(self.losses)]).mean()))
         if score < self.best:
             self.best, self.best_model = score, copy.deepcopy(self.model.state_dict())
         return score, (began, time.time(), samples)
@@ -128,7 +128,7 @@ class Learner:
             loss = F.mse_loss(self.model(x), targets.index_select(0, index))
             loss.backward()
             self.optimizer.step()
-            self.losses.append(loss.detach()[None])
+            self.losses.append(loss.item())
             self.seen += batch_size
         self.seen = end
 

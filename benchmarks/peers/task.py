@@ -26,7 +26,7 @@ class Case:
 
 CASES = {
     "gaussian": Case(("experiment=gaussian", "model=linear"), 2_400 * UNIT, ("torch", "sigexp")),
-    "bayer": Case(("experiment=bayer", "model=linear"), 30_000 * UNIT, selection="train"),
+    "bayer": Case(("experiment=bayer", "model=linear"), 25_000 * UNIT, selection="train"),
     "spikes": Case(("experiment=spikes", "model=seqlstm"), 7_400 * UNIT),
 }
 

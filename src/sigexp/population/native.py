@@ -74,7 +74,10 @@ def learn_readout(
     """
     library = kernel()
     assert library is not None
-    members, directions, hidden = weights.shape[:3]
+    members, directions, hidden, columns, _ = weights.shape
+    fits = x.shape[2] + 1 + hidden == columns and readout.shape[2] == directions * hidden + 1
+    if not fits or target.shape != (*x.shape[:2], readout.shape[1], x.shape[3]) or examples.shape[1] != x.shape[1]:
+        raise ValueError(f"inputs {list(x.shape)} and targets {list(target.shape)} do not fit the model")
     shape = Shape(members, directions, x.shape[3], x.shape[1], x.shape[2], hidden)
     weights, readout, examples = (tensor.contiguous() for tensor in (weights, readout, examples))
     threads = torch.get_num_threads()
@@ -117,6 +120,8 @@ def learn(
     and half their gradients by the weight [P, D, C, h, w] and the bias [P, D]; stride 1, no groups."""
     library = kernel()
     assert library is not None
+    if x.shape[1] != weight.shape[2] or target.numel() != len(x) * weight.shape[1] * size[0] * size[1]:
+        raise ValueError(f"inputs {list(x.shape)} and targets {list(target.shape)} do not fit the model")
     x, weight, bias, target = (tensor.contiguous() for tensor in (x, weight, bias, target))
     shape = _convolution(True, len(x), weight, x.shape[2:], size, padding, dilation)
     found = weight.new_zeros(len(weight), len(x)), torch.zeros_like(weight), torch.zeros_like(bias)
