@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from sigexp.population.feed import Feed
 from sigexp.population.optimizers import BETA2, Schedule
 from sigexp.problem import Problem
 from sigexp.search.base import HParams
-from sigexp.search.progress import recent
+from sigexp.search.progress import RECENT
 from sigexp.search.rounds import batch_step
 from sigexp.signal.quality import mse
 
@@ -109,7 +110,7 @@ class Learner:
         began = time.time()
         self.losses = []
         self.train(samples)
-        score = self.validate() if self.selection == "valid" else finite(float(recent([torch.tensor(self.losses)]).mean()))
+        score = self.validate() if self.selection == "valid" else finite(fmean(self.losses[-RECENT:]))
         if score < self.best:
             self.best, self.best_model = score, copy.deepcopy(self.model.state_dict())
         return score, (began, time.time(), samples)
