@@ -9,7 +9,8 @@ because tanh takes three to seven times as long as sigmoid on a CPU: the rows of
 with h / 2, which the columns of W_hh make up for.
 
 This is the version in torch, for any device and precision. On the CPU in float32 a compiled one takes its place where
-it can (native.py), 1.5 to 2.4 times as fast and within 1e-6 of the same results.
+it can (native.py), 1.5 to 2.4 times as fast and within 1e-6 of the same results; models that are one such layer and a
+read-out do not come here to learn, but go through single.py.
 
 Axes: T samples, Q sequences of members (members x directions), I inputs, H hidden, B examples, innermost.
 """
