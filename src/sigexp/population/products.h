@@ -6,17 +6,13 @@
 
 #pragma once
 
-#include "vectors.h"
+#include "floats.h"
 
 #define SUMS (LANES == 16 ? 24 : 12) /* vectors that are summed at a time */
 #define CHANNELS 4 /* at a time */
 #define ROWS 2     /* that `folded` takes together */
 #define HIGH 5     /* rows of a kernel, from which that pays */
 #define BESIDE(channels) ((channels) == 1 ? SUMS * 2 / 3 : SUMS / (channels)) /* vectors or taps at a time */
-#define UNROLL _Pragma("GCC unroll 24")
-
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef float vec8 __attribute__((vector_size(32)));
 
 typedef struct {
     size members, shared, examples, inputs, outputs, height, width, out_height, out_width;
@@ -40,34 +36,7 @@ static void *allocate(size count, size bytes) { /* zeros, and room for reading b
     return posix_memalign(&memory, 64, bytes) ? 0 : memset(memory, 0, bytes);
 }
 
-inline_ vec load(const float *from) { return *(const vec *)from; }
-
-/* For what is used several times, because GCC prefers to load it again at every use. */
-inline_ vec in_register(vec x) {
-#if defined(__x86_64__)
-    __asm__("" : "+x"(x));
-#endif
-    return x;
-}
-
-inline_ vec filled(float value) { return value - (vec){0}; } /* + 0 would change -0, so it would be computed */
 static size larger(size a, size b) { return a > b ? a : b; }
-static size rounded(size width) { return (width + LANES - 1) / LANES * LANES; }
-
-/* Halves are added as halves: lanes one by one, which GCC makes of a loop over them, take a third of `tally`'s time. */
-inline_ float sum(vec x) {
-#if LANES == 16
-    union { vec whole; vec8 half[2]; } all = {x};
-    union { vec8 whole; vec4 half[2]; } eight = {all.half[0] + all.half[1]};
-    vec4 four = eight.half[0] + eight.half[1];
-#elif LANES == 8
-    union { vec whole; vec4 half[2]; } eight = {x};
-    vec4 four = eight.half[0] + eight.half[1];
-#else
-    vec4 four = x;
-#endif
-    return (four[0] + four[2]) + (four[1] + four[3]);
-}
 
 /* A single output channel uses what is loaded only once. Neighbouring rows of it, taken as channels, use it once each:
    their kernels are the same one, each a row lower than the last, and with zeros elsewhere. */

@@ -33,6 +33,7 @@ PADDING_SHARE = 0.1  # of the race's seconds, below which members of different b
 LAPS = 4  # minibatches of the members of different batch sizes that are timed
 CLEARLY = 0.8  # of the time by examples, below which statistics are clearly quicker
 FAR = 20  # times the speed of members one by one, above which no way to compute with examples is expected
+SURE = 4  # times that of members together, above which other passes and processes will not be as quick
 MOST_MOMENTS = 8  # times as many numbers as an example has, above which statistics do not pay
 AGREEMENT = 2e-3  # relative difference of losses between two ways of computing in float32
 
@@ -70,7 +71,7 @@ class Race:
     def run(self) -> Plan:
         """The plan with which the run ends first."""
         plan = self._among_examples()
-        quicker = self.moments_seconds < CLEARLY * self.wanted.samples / self.best[0]
+        quicker = self._statistics_lead(1 / CLEARLY)
         return Plan(way="moments", threads=self.wanted.threads) if quicker else plan
 
     def _among_examples(self) -> Plan:
@@ -82,11 +83,13 @@ class Race:
             torch.set_num_threads(1 if apart > 1 else self.wanted.threads)
             if math.isfinite(self.moments_seconds):
                 self._enter(Plan(threads=torch.get_num_threads()), members)
-                if FAR * self.moments_seconds < self.wanted.samples / (apart * self.best[0]):
+                if self._statistics_lead(FAR * apart):
                     return self.best[1]
             for plan in self._candidates(members, torch.get_num_threads()):
                 if plan not in self.timed:
                     self._enter(plan, members)
+                if plan.way == "together" and self._statistics_lead(SURE * apart):
+                    return self.best[1]
             self._decide_between_near_equals(members)
             self._decide_on_padding(members)
             if apart > 1:
@@ -94,6 +97,10 @@ class Race:
         finally:
             torch.set_num_threads(threads)
         return self.best[1]
+
+    def _statistics_lead(self, times: float) -> bool:
+        """Whether with statistics the run takes so many times less than with the best way by examples so far."""
+        return times * self.moments_seconds < self.wanted.samples / self.best[0]
 
     def _may_divide(self) -> int:
         """Into how many parts the population could be divided."""
@@ -218,7 +225,7 @@ class Race:
 
     def _share(self) -> float:
         """Seconds that the race may take."""
-        return LEAST_SECONDS + SHARE * self.wanted.samples / self.best[0]
+        return LEAST_SECONDS + SHARE * min(self.moments_seconds, self.wanted.samples / self.best[0])
 
     def _decide_between_near_equals(self, members: int) -> None:
         """Other work on the machine may have slowed one of them down, so they take turns."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -62,7 +63,7 @@ class Response:
         gains = self.gains()
         if self.impulse is None or gains is None:
             return found
-        place = torch.unravel_index(gains.argmax(), gains.shape)[2:]
+        place = np.unravel_index(int(gains.argmax()), gains.shape)[2:]  # torch's loads sympy first
         frequency = [abs(int(i) - n // 2) / n for i, n in zip(place, gains.shape[2:], strict=True)]
         return {
             **found,
