@@ -15,6 +15,8 @@ from sigexp.datasets.shapes import circle_square
 from sigexp.datasets.spectrum import spectrum
 from sigexp.models import filters, spectral
 from sigexp.population.feed import Feed
+from sigexp.population.moments import Moments
+from sigexp.problem import Batch
 from sigexp.report.tables import result_tables, split_in_words
 
 IMAGE, SEQUENCE = (1, 20, 20), (1, 50)
@@ -118,6 +120,28 @@ def test_training_reaches_the_bound_and_no_more_on_the_training_set():
     optimizer.step(loss)
     assert loss().item() == pytest.approx(least, rel=1e-3)
     assert loss().item() >= least * (1 - 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("problem", "make", "size"),
+    [
+        (gaussian_impulses(size=60, test_size=20, image_size=16), filters.linear, 7),
+        (iir(size=50, test_size=20), filters.linear, 11),
+        (rgb_to_xyz(size=20, test_size=1), filters.conv1x1_degamma, 1),
+    ],
+    ids=["images", "sequences", "behind a front"],
+)
+def test_statistics_that_were_learned_from_give_the_same_bound(problem, make, size):
+    member = make(*problem.shapes(), **({"kernel_size": size} if size > 1 else {}))
+    inputs, targets = problem.examples("train")
+    statistics = Moments.of(member, problem.loss)
+    fitted = statistics.least_squares(statistics.compute(Batch(inputs, targets)))
+    known, found = (linear_bounds(member, problem, feed_of(problem), size, None, f) for f in (fitted, None))
+    assert known.keys() == found.keys()
+    expected = found["least_squares_train"].predict(inputs)
+    assert known["least_squares_train"].predict(inputs).allclose(expected, rtol=1e-4, atol=1e-4)
+    losses = [float(problem.loss(one["least_squares_train"].predict(inputs), targets).mean()) for one in (known, found)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_photographs_are_fitted_whole_as_the_model_is_judged():

@@ -211,6 +211,25 @@ def test_compiled_statistics_are_those_of_torch(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_no_weights_have_less_error_than_those_of_least_squares(name):
+    model, batch = single(*MODELS[name], examples=250)
+    statistics = Moments.of(model, mse)
+    assert statistics is not None
+    weight, bias = statistics.least_squares(statistics.compute(batch))
+    assert len(bias) == (0 if statistics.layer.bias is None else len(weight))
+    model, (inputs, targets) = model.double(), Batch(*(part.double() for part in batch))
+    layer = next(m for m in model.modules() if isinstance(m, type(statistics.layer)))
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if layer.bias is not None:
+            layer.bias.copy_(bias)
+    mse(model(inputs.clone()), targets).mean().backward()
+    scale = 2 * targets.square().mean().sqrt() * inputs.square().mean().sqrt()
+    for parameter in layer.parameters():
+        assert parameter.grad.abs().max() < 1e-6 * scale
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_losses_of_single_examples(name):
     model, shape = MODELS[name]
     batch, params = data(model, shape), stacked(model, 3)

@@ -8,7 +8,7 @@ window, one of that size too: `least_squares_train_21x21`.
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeGuard
@@ -28,6 +28,7 @@ from sigexp.signal.quality import mse
 
 log = logging.getLogger("sigexp")
 Predictor = Callable[[Tensor], Tensor]
+Filter = tuple[Tensor, Tensor]  # weight [D, C, h, w], or [D, C, w] of sequences, and bias [D]
 Convolution = nn.Conv1d | nn.Conv2d
 CURVE_EXAMPLES, CURVE_TEST, CURVE_OUTPUTS = 5000, 250, 512  # most of each in a learning curve
 
@@ -107,12 +108,18 @@ def _suffix(kernel: tuple[int, ...]) -> str:
 
 
 def linear_bounds(
-    model: nn.Module, problem: Problem, feed: Feed, footprint: int, sight: tuple[int, ...] | None = None
+    model: nn.Module,
+    problem: Problem,
+    feed: Feed,
+    footprint: int,
+    sight: tuple[int, ...] | None = None,
+    fitted: Filter | None = None,
 ) -> dict[str, Reference]:
     """The least-squares references of a model: fitted to the training set, if it is no stream, and to the test set.
 
-    sight: what the model sees along each axis, in samples, if that is known and finite. Nothing where the loss is
-    not the squared error; a fit that would take more than some seconds is left out, which the log says.
+    sight: what the model sees along each axis, in samples, if that is known and finite. fitted: weight and bias of a
+    model that is one convolution, of least squared error on the training set, if they are known. Nothing where the loss
+    is not the squared error; a fit that would take more than some seconds is left out, which the log says.
     """
     if problem.loss is not mse:
         return {}
@@ -129,8 +136,10 @@ def linear_bounds(
     for suffix, form in wanted.items():
         for split, given in batches.items():
             name, total = f"least_squares_{split}{suffix}", shared[split]
-            if total is not None and form.kernel is not None:
-                predict: Predictor | None = sharing.once(
+            if fitted is not None and name == "least_squares_train" and form.kernel and not form.separable:
+                predict: Predictor | None = sharing.once((name, form.key()), partial(_filtering, form, [fitted]))
+            elif total is not None and form.kernel is not None:
+                predict = sharing.once(
                     (name, form.key()), partial(_convolution_predictor, form, total.within(form.kernel))
                 )
             else:
@@ -210,11 +219,14 @@ def _image(signals: Tensor) -> Tensor:
 
 def _convolution_predictor(form: Form, total: least_squares.Sums) -> Predictor:
     if form.separable:
-        down, first, across, second = (part.float() for part in least_squares.separable(total))
-        layers = [(down, first), (across, second)]
-    else:
-        weight, bias = (part.float() for part in least_squares.convolution(total))
-        layers = [(weight, bias)]
+        down, first, across, second = least_squares.separable(total)
+        return _filtering(form, [(down, first), (across, second)])
+    return _filtering(form, [least_squares.convolution(total)])
+
+
+def _filtering(form: Form, filters: Sequence[Filter]) -> Predictor:
+    """One filter after the other, with zeros beyond the border."""
+    layers = [(_image(weight).float(), bias.float()) for weight, bias in filters]
 
     def predict(x: Tensor) -> Tensor:
         y = _image(form.front(x))

@@ -98,7 +98,8 @@ def _run(
         phases.at("bounds")
         looks = response.measured(best, problem)
         sight = looks.field if looks else None
-        judged = {**problem.references, **linear_bounds(best, problem, feed, config["footprint"], sight)}
+        bounds = linear_bounds(best, problem, feed, config["footprint"], sight, trained.fitted)
+        judged = {**problem.references, **bounds}
         seen = cases.Cases(problem)
         phases.at("testing")
         test, references = judge(trained.outputs, problem, judged, ready.device, [seen, board.watch])

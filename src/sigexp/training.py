@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.random import fork_rng
 
 from sigexp import clock, evaluation, fitting, machine, sharing, starts, stopping, weighing
@@ -134,6 +135,7 @@ class Trained:
     peak_memory_bytes: int  # of the processes beside this one
     references: Mapping[str, Mapping[str, float]]  # on validation data
     fused: Mapping[str, Any] | None  # the runs that it shared a population with
+    fitted: tuple[Tensor, Tensor] | None  # weight and bias of least error on the training set, where they are known
 
 
 def train(
@@ -198,6 +200,7 @@ def train(
             if isinstance(carried, Shards):
                 carried.close(at_once=True)
             raise
+        fitted = least_squares(carried)
         if isinstance(carried, Shards):
             carried.close()
     population.load_state(outcome.state)
@@ -205,7 +208,16 @@ def train(
     fused = shared.described(calibration.plan) if shared and isinstance(carried, FusedPopulation) else None
     best = population.member(0)
     outputs = outputs_of(population, best, ready.shapes[0])
-    return Trained(outcome, best, outputs, feed, calibration, processes, peak, valid, fused)
+    return Trained(outcome, best, outputs, feed, calibration, processes, peak, valid, fused, fitted)
+
+
+def least_squares(carried: Carried) -> tuple[Tensor, Tensor] | None:
+    """What the statistics say that a population has learned from, if it has."""
+    held = carried.home.population if isinstance(carried, FusedPopulation) and carried.home else carried
+    whole = held.whole if isinstance(held, Shards) else held
+    if not isinstance(whole, Population) or whole.moments is None or whole.table is None:
+        return None
+    return sharing.once("least squares", partial(whole.moments.least_squares, whole.table))
 
 
 def outputs_of(population: Population, best: nn.Module, shape: tuple[int, ...]) -> evaluation.Predict:

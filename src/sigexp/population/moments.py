@@ -40,6 +40,8 @@ FIXED = (*RESHAPING, *ACTIVATIONS.values(), LinearizeSRGB, SymmetricPad)
 CHUNK = 2**21  # numbers worked on at once, 8 MB of float32
 MOST_BYTES = 500_000_000  # of rows that are kept beside the training set's
 RANK_TOLERANCE = 1e-6  # of R's largest eigenvalue; what is smaller is rounding in float32
+ROUNDING = 1e-10  # the same for the sum of many rows
+SUMMED = 100  # rows in float32; their sums are summed in float64
 
 
 class Moments:
@@ -81,6 +83,14 @@ class Moments:
         inverse = torch.linalg.pinv(R.cpu().double(), rtol=RANK_TOLERANCE, hermitian=True)
         self.use((q.cpu().double() @ inverse).to(inputs))
         return self.rows(inputs, targets)
+
+    def least_squares(self, table: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's weight and bias [D] (empty where it has none) of least squared error over all rows: float64."""
+        sums = torch.stack([rows.sum(0).double() for rows in table.split(SUMMED)]).sum(0)
+        R, q, _ = self._unpack(sums)
+        weights = self.centre.double() + q @ torch.linalg.pinv(R, rtol=ROUNDING, hermitian=True)
+        taps = self.layer.weight[0].numel()
+        return weights[:, :taps].reshape(self.layer.weight.shape), weights[:, taps:].flatten()
 
     def use(self, centre: Tensor) -> None:
         """Go on with the rows that others of this model have computed, about the weights `centre` [D, K]."""
