@@ -170,7 +170,10 @@ class Moments:
         n = targets[0].numel()
         table = inputs.new_empty(len(inputs), self.values)
         compiled = not isinstance(self.layer, nn.Linear) and compiling.takes(inputs, targets, self.centre)
-        size = max(1, CHUNK // (self.values + n + (0 if compiled else self.features * (n // self.outputs))))
+        # A thread for each chunk, because single operations on a few examples divide badly among threads.
+        threads = torch.get_num_threads() if inputs.device.type == "cpu" else 1
+        most = CHUNK // (self.values + n + (0 if compiled else self.features * (n // self.outputs)))
+        size = max(1, min(most, -(-len(inputs) // threads)))
 
         def fill(rows: Tensor, inputs: Tensor, targets: Tensor) -> None:
             x, y = self._padded(inputs, targets)
@@ -179,8 +182,6 @@ class Moments:
             else:
                 torch.index_select(self._products(self._lines(x), y), 1, self._kept, out=rows).div_(n)
 
-        # A thread for each chunk, because single operations on a few examples divide badly among threads.
-        threads = torch.get_num_threads() if inputs.device.type == "cpu" else 1
         chunks = table.split(size), inputs.split(size), targets.split(size)
         try:
             with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
