@@ -28,11 +28,9 @@ from sigexp.machine import cache_dir
 log = logging.getLogger("sigexp")
 
 HERE = Path(__file__).parent
-SOURCES = [
-    HERE / f"{name}.c"
-    for name in ("across", "convolution", "lstm", "moments", "normalization", "pointwise", "readout", "update")
-]
-HEADERS = [HERE / f"{name}.h" for name in ("across", "floats", "lstm", "pointwise", "products", "vectors")]
+NAMES = "across convolution descent lstm moments normalization pointwise readout update"
+SOURCES = [HERE / f"{name}.c" for name in NAMES.split()]
+HEADERS = [HERE / f"{name}.h" for name in ("across", "floats", "lstm", "pointwise", "products", "update", "vectors")]
 # Not -ffast-math: NaN has to stay NaN, so that a member that diverged is seen.
 FLAGS = (
     "-march=native", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-shared",
@@ -83,8 +81,14 @@ class Windows(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in _names.split()]
 
 
+class Linear(ctypes.Structure):
+    """`Linear` of descent.c."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("members", "outputs", "features", "bias", "values")]
+
+
 class Optimizer(ctypes.Structure):
-    """`Optimizer` of update.c."""
+    """`Optimizer` of update.h."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("kind", "members", "numbers")),
@@ -100,6 +104,8 @@ SIGNATURES = {
     "planes_of_pixels": (None, (*[NUMBER] * 6, Pixels, FLAG, *[POINTER] * 2)),
     "update_members": (None, (Optimizer, *[POINTER] * 12)),
     "moments_rows": (ctypes.c_int, (Windows, NUMBER, *[POINTER] * 4)),
+    "moments_sums": (None, (*[NUMBER] * 3, *[POINTER] * 4)),
+    "moments_descend": (None, (Linear, Optimizer, NUMBER, *[POINTER] * 17)),
     "normalization_statistics": (None, (*[NUMBER] * 3, *[POINTER] * 3)),
     "normalization_forward": (None, (*[NUMBER] * 3, FLAG, *[POINTER] * 5)),
     "normalization_backward": (None, (*[NUMBER] * 3, FLAG, *[POINTER] * 9)),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sigexp.population.compiling import Convolution, Optimizer, Pixels, Readout, Shape, Strides, Windows, kernel
+from sigexp.population.compiling import Convolution, Linear, Optimizer, Pixels, Readout, Shape, Strides, Windows, kernel
 
 Pair = tuple[int, int]
 _recording = threading.local()  # calls: where to note what compiled functions are called
@@ -150,6 +150,33 @@ def moments_rows(
     shape = Windows(*x.shape[1:], *kernel_size, *dilation, len(centre), bias)
     tensors = [x.contiguous(), y.contiguous(), centre.contiguous(), table]
     _call(partial(library.moments_rows, shape, len(x), *(tensor.data_ptr() for tensor in tensors)))
+
+
+def moments_sums(table: Tensor, index: Tensor, begin: Tensor, beyond: int) -> Tensor:
+    """Sums of rows of the table [N, values], those of index from begin[i] to begin[i + 1] in row i: [passes, values],
+    with zeros `beyond`."""
+    library = kernel()
+    assert library is not None
+    passes, values = len(begin) - 1, table.shape[1]
+    room = table.new_empty(passes * values + beyond)
+    room[-beyond:] = 0
+    pointers = [tensor.data_ptr() for tensor in (begin, index, table, room)]
+    _in_threads(lambda first, last: library.moments_sums(values, first, last, *pointers), passes)
+    return room[:-beyond].view(passes, values)
+
+
+def moments_descend(
+    linear: tuple[int, ...], optimizer: tuple[int, float, float], sums: Tensor, *tensors: Tensor | None
+) -> None:
+    """`moments_descend` of descent.c. linear: members, outputs, features, whether there is a bias, numbers in a row.
+    optimizer: kind, beta2, epsilon. tensors: as they stand there, contiguous; all that changes, changes in place."""
+    library = kernel()
+    assert library is not None
+    param = tensors[3]
+    assert param is not None
+    settings = Optimizer(optimizer[0], linear[0], len(param), *optimizer[1:])
+    pointers = [None if tensor is None else tensor.data_ptr() for tensor in (sums, *tensors)]
+    library.moments_descend(Linear(*linear), settings, len(sums), *pointers)
 
 
 class DirectConvolution(torch.autograd.Function):

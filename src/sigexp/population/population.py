@@ -19,6 +19,7 @@ from sigexp import machine
 from sigexp.evaluation import passes
 from sigexp.population import compiling
 from sigexp.population.convolution import Kernels
+from sigexp.population.descent import Descent
 from sigexp.population.feed import Feed
 from sigexp.population.moments import Moments
 from sigexp.population.one_by_one import OneByOne
@@ -264,7 +265,11 @@ class Population:
         """Advance by the plan as it is now, from the beginning of a minibatch, after `seen` examples."""
         differ = len(self.hparams["batch_size"].unique()) > 1
         one_by_one = self.plan.way == "one by one" or (differ and self.whole)
-        at_once = Padded if self.plan.padded and self.plan.way == "together" and not self.whole else AllAtOnce
+        at_once: type[AllAtOnce] = AllAtOnce
+        if self.plan.way == "moments" and Descent.takes(self, self._flat):
+            at_once = Descent
+        elif self.plan.padded and self.plan.way == "together" and not self.whole:
+            at_once = Padded
         self._steps = OneByOne(self, seen) if one_by_one else at_once(self, self._flat, seen)
         return self._steps
 

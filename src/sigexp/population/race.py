@@ -33,6 +33,7 @@ PADDING_SHARE = 0.1  # of the race's seconds, below which members of different b
 LAPS = 4  # minibatches of the members of different batch sizes that are timed
 CLEARLY = 0.8  # of the time by examples, below which statistics are clearly quicker
 FAR = 20  # times the speed of members one by one, above which no way to compute with examples is expected
+SHORT = 1.0  # seconds of training, of which a race would cost more than it can save
 SURE = 4  # times that of members together, above which other passes and processes will not be as quick
 MOST_MOMENTS = 8  # times as many numbers as an example has, above which statistics do not pay
 AGREEMENT = 2e-3  # relative difference of losses between two ways of computing in float32
@@ -66,7 +67,7 @@ class Race:
         self.best: tuple[float, Plan] = (0.0, Plan())
         self.began = time.perf_counter()
         self.state = population.view()
-        self.size = len(batch.inputs)
+        self.size = self.most = len(batch.inputs)  # examples of a minibatch, and that fit into memory at once
 
     def run(self) -> Plan:
         """The plan with which the run ends first."""
@@ -83,7 +84,8 @@ class Race:
             torch.set_num_threads(1 if apart > 1 else self.wanted.threads)
             if math.isfinite(self.moments_seconds):
                 self._enter(Plan(threads=torch.get_num_threads()), members)
-                if self._statistics_lead(FAR * apart):
+                short = self.moments_seconds < SHORT and self._statistics_lead(max(apart, 1 / CLEARLY))
+                if short or self._statistics_lead(FAR * apart):
                     return self.best[1]
             for plan in self._candidates(members, torch.get_num_threads()):
                 if plan not in self.timed:
@@ -117,7 +119,7 @@ class Race:
             yield from in_turn
             return
         together = replace(alone, way="together", kernels=self._kernels())
-        most = self._most_examples(together)
+        self.most = most = self._most_examples(together)
         apart = self.wanted.members
         if self.population.whole:
             divided = most * apart >= self.size > 1 and apart > 1
@@ -248,7 +250,7 @@ class Race:
         if plan.way != "together" or self.population.whole or self._large() or members < 2 or self.size < 4:
             return
         own = replace(plan, padded=True, slice=plan.slice if plan.slice and plan.slice < self.size else None)
-        ways = [plan, own, *[replace(own, slice=None)] * bool(own.slice)]
+        ways = [plan, own, *[replace(own, slice=None)] * (bool(own.slice) and self.most >= self.size)]
         # What else was timed may have taken the race's share; here is more to gain than there.
         if len(ways) * LAPS * members * self.size / rate > PADDING_SHARE * self._share():
             return

@@ -2,16 +2,11 @@
 
    Axes: P members, N numbers, of which each belongs to a member: its owner. Numbers of a member lie in runs. */
 
-#include "vectors.h"
+#include "update.h"
 
 #include <math.h>
 
 enum { SGD, NESTEROV, ADAM, ADAMW };
-
-typedef struct {
-    size kind, members, numbers;
-    double beta2, epsilon;
-} Optimizer;
 
 /* first, second: the optimizer's state; sgd has no second. grad [N]. lr, momentum, decay [P]. Of the members [P] whose
    turn it is: step counts up; a loss of one that is not alive becomes NaN; who has a loss that is not finite is not

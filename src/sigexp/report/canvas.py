@@ -99,7 +99,7 @@ class Canvas:
 def encoded(image: Image.Image, *, full_color: bool = False) -> bytes:
     buffer = io.BytesIO()
     reduced = image if full_color else image.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    reduced.save(buffer, format="png", compress_level=6)
+    reduced.save(buffer, format="png", compress_level=3)
     return buffer.getvalue()
 
 
