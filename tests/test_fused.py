@@ -134,7 +134,7 @@ def test_every_job_has_a_folder_with_all_files(workdir):
 def test_an_interrupted_sweep_goes_on(launcher, search, workdir, plain, monkeypatch, capsys):
     """In the middle of a round and of minibatches, whose sizes differ: fused again, or each job alone."""
     words = [*SMALL, *SWEEPS["batches" if search == "fixed" else "automlp"]]
-    words += ["search.round_samples=100", "dataset.size=300"]
+    words += ["search.round_samples=100", "dataset.size=300", "trainer.execution=together"]  # a few minibatches a call
     real, calls = Joint.carry_out, []
 
     def carry_out(self, asked):
