@@ -36,25 +36,28 @@ class Descent(AllAtOnce):
         assert flat is not None
         assert moments is not None
         assert table is not None
+        library = compiling.kernel()
+        assert library is not None
         begin, turn, rates = self._passes(len(index))
         passes, members = turn.shape
         params = list(population.params.values())
         grad = torch.cat([part.reshape(-1) for part in self.gradients or map(torch.zeros_like, params)])
         loss, losses = self.losses.to(torch.float32, copy=True), torch.empty(passes, members)
         lr, momentum, decay = (population.hparams[name].float() for name in LEARNING)
-        linear = members, moments.outputs, moments.features, moments.layer.bias is not None, moments.values
-        optimizer = [*SLOTS].index(population.optimizer), BETA2, EPSILON
+        bias = moments.layer.bias is not None
+        linear = compiling.Linear(members, moments.outputs, moments.features, bias, moments.values)
+        optimizer = compiling.Optimizer([*SLOTS].index(population.optimizer), members, len(grad), BETA2, EPSILON)
         slots = [flat.tensors[slot] for slot in SLOTS[population.optimizer]]
-        room = torch.empty(8 * (moments.features + BEYOND))
-        fixed = moments.centre, self.weights.float(), room
+        fixed = moments.centre, self.weights.float(), torch.empty(8 * (moments.features + BEYOND))
         state = flat.tensors["params"], *slots, *[None] * (2 - len(slots)), grad, flat.owner
         alive = population.store["step"], population.store["alive"], loss
         most = max(torch.get_num_threads(), SUMMED // moments.values)
         for first in range(0, passes, most):
             here = slice(first, min(first + most, passes))
-            sums = native.moments_sums(table, index, begin[first : here.stop + 1], BEYOND)
-            learning = lr * rates[here], momentum, decay, turn[here]
-            native.moments_descend(linear, optimizer, sums, *fixed, *state, *learning, *alive, losses[here])
+            sums = summed(table, index, begin[first : here.stop + 1])
+            given = sums, *fixed, *state, lr * rates[here], momentum, decay, turn[here], *alive, losses[here]
+            pointers = [None if tensor is None else tensor.data_ptr() for tensor in given]
+            library.moments_descend(linear, optimizer, len(sums), *pointers)
         parts = grad.split([param.numel() for param in params])
         some = any(self.filled)
         self.gradients = [part.view_as(param) for part, param in zip(parts, params, strict=True)] if some else None
@@ -78,3 +81,15 @@ class Descent(AllAtOnce):
         self.filled = filled.tolist()
         rates = torch.stack([scale.float().expand(len(sizes)) for scale in scales])
         return torch.tensor(begin), torch.from_numpy(np.stack(turns)), rates
+
+
+def summed(table: Tensor, index: Tensor, begin: Tensor) -> Tensor:
+    """Sums of rows of the table [N, values]: in row i those of index from begin[i] to begin[i + 1]."""
+    library = compiling.kernel()
+    assert library is not None
+    passes, values = len(begin) - 1, table.shape[1]
+    room = table.new_empty(passes * values + BEYOND)
+    room[-BEYOND:] = 0
+    pointers = [tensor.data_ptr() for tensor in (begin, index, table, room)]
+    native.in_threads(lambda first, last: library.moments_sums(values, first, last, *pointers), passes)
+    return room[:-BEYOND].view(passes, values)

@@ -16,6 +16,7 @@ Axes: P members, B examples, K features, D outputs, S positions.
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -178,7 +179,7 @@ class Moments:
         def fill(rows: Tensor, inputs: Tensor, targets: Tensor) -> None:
             x, y = self._padded(inputs, targets)
             if compiled:
-                native.moments_rows(x, y, self.centre, self.kernel, self.dilation, self.layer.bias is not None, rows)
+                self._fill(x, y, rows)
             else:
                 torch.index_select(self._products(self._lines(x), y), 1, self._kept, out=rows).div_(n)
 
@@ -189,6 +190,15 @@ class Moments:
         finally:
             torch.set_num_threads(threads)
         return table
+
+    def _fill(self, x: Tensor, y: Tensor, rows: Tensor) -> None:
+        """Rows by moments.c, from padded x [N, C, H + d (h - 1), W + e (w - 1)] and y [N, D, S]; on one thread."""
+        library = compiling.kernel()
+        assert library is not None
+        bias = self.layer.bias is not None
+        shape = compiling.Windows(*x.shape[1:], *self.kernel, *self.dilation, self.outputs, bias)
+        tensors = [x.contiguous(), y.contiguous(), self.centre.contiguous(), rows]
+        native.call(partial(library.moments_rows, shape, len(x), *(tensor.data_ptr() for tensor in tensors)))
 
     def _padded(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The layer's inputs as images with their borders, [B, C, H + d (h - 1), W + e (w - 1)]; y [B, D, S]."""

@@ -9,7 +9,7 @@ because tanh takes three to seven times as long as sigmoid on a CPU: the rows of
 with h / 2, which the columns of W_hh make up for.
 
 This is the version in torch, for any device and precision. On the CPU in float32 a compiled one takes its place where
-it can (native.py), 1.5 to 2.4 times as fast and within 1e-6 of the same results; models that are one such layer and a
+it can (scan.py), 1.5 to 2.4 times as fast and within 1e-6 of the same results; models that are one such layer and a
 read-out do not come here to learn, but go through single.py.
 
 Axes: T samples, Q sequences of members (members x directions), I inputs, H hidden, B examples, innermost.
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sigexp.population import compiling, native
+from sigexp.population import compiling, scan
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 
@@ -40,8 +40,8 @@ def lstm_layers(
     for layer in range(layers):
         first = layer * directions * per_direction
         own = [weights[first + d * per_direction : first + (d + 1) * per_direction] for d in range(directions)]
-        scan = _native_layer if compiled and compiling.takes(x, *(t for own in weights for t in own)) else _layer
-        x, c = scan(x, own, has_bias)
+        advance = _native_layer if compiled and compiling.takes(x, *(t for own in weights for t in own)) else _layer
+        x, c = advance(x, own, has_bias)
         last = x.unflatten(3, (directions, -1))
         hidden += [last[:, -1, :, 0], last[:, 0, :, -1]][:directions]
         cells.append(c)
@@ -55,13 +55,13 @@ def _joined(own: Sequence[Tensor], has_bias: bool) -> Tensor:
 
 
 def joined(weights: Sequence[Sequence[Tensor]], has_bias: bool) -> Tensor:
-    """Weights of every direction as `native.NativeScan` takes them: [P, D, H, I + 1 + H, 4]."""
+    """Weights of every direction as `scan.NativeScan` takes them: [P, D, H, I + 1 + H, 4]."""
     rows = torch.stack([_joined(own, has_bias) for own in weights], 1)  # [P, D, 4 H, K]
     return rows.unflatten(2, (4, -1)).permute(0, 1, 3, 4, 2)
 
 
 def _native_layer(x: Tensor, weights: Sequence[Sequence[Tensor]], has_bias: bool) -> tuple[Tensor, Tensor]:
-    return native.NativeScan.apply(compiling.kernel(), x, joined(weights, has_bias))
+    return scan.NativeScan.apply(compiling.kernel(), x, joined(weights, has_bias))
 
 
 def _layer(x: Tensor, weights: Sequence[Sequence[Tensor]], has_bias: bool) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sigexp.layers.chain import chain
 from sigexp.layers.lstm import SequenceLSTM
-from sigexp.population import compiling, native
+from sigexp.population import compiling, native, scan
 from sigexp.population.convolution import Geometry
 from sigexp.population.moments import front_and_layer
 from sigexp.population.recurrent import joined
@@ -115,7 +115,7 @@ class ReadOutLSTM:
         shared = weights.ndim == 1
         x, target = (part[None] if shared else part for part in batch)
         each_example = (weights[:, None] if shared else weights).to(kernel).expand(len(kernel), x.shape[1])
-        losses, slopes, reads = native.learn_readout(
+        losses, slopes, reads = scan.learn_readout(
             x, target, joined(own, self.has_bias), readout, each_example, squashed=self.squashed
         )
         inputs, gradients = x.shape[2], list[Tensor | None]()
