@@ -144,6 +144,21 @@ def test_statistics_that_were_learned_from_give_the_same_bound(problem, make, si
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Conv2d(1, 1, 5, padding=2, padding_mode="reflect"), nn.Conv2d(1, 1, 5, padding=2, bias=False)],
+    ids=["other borders", "no bias"],
+)
+def test_statistics_of_another_form_are_no_bound(layer):
+    problem = gaussian_impulses(size=60, test_size=20, image_size=16)
+    statistics = Moments.of(layer, problem.loss)
+    inputs, targets = problem.examples("train")
+    fitted = statistics.least_squares(statistics.compute(Batch(inputs, targets)))
+    known, found = (linear_bounds(layer, problem, feed_of(problem), 7, None, f) for f in (fitted, None))
+    outputs = [one["least_squares_train"].predict(inputs) for one in (known, found)]
+    assert torch.equal(*outputs)
+
+
 def test_photographs_are_fitted_whole_as_the_model_is_judged():
     problem = bayer_mosaic(size=10)
     member = filters.linear(*problem.shapes(), kernel_size=3)

@@ -118,12 +118,15 @@ def linear_bounds(
     """The least-squares references of a model: fitted to the training set, if it is no stream, and to the test set.
 
     sight: what the model sees along each axis, in samples, if that is known and finite. fitted: weight and bias of a
-    model that is one convolution, of least squared error on the training set, if they are known. Nothing where the loss
-    is not the squared error; a fit that would take more than some seconds is left out, which the log says.
+    model that is one layer, of least squared error on the training set, if they are known. Nothing where the loss is
+    not the squared error; a fit that would take more than some seconds is left out, which the log says.
     """
     if problem.loss is not mse:
         return {}
     wanted = forms(model, problem, footprint, sight)
+    own = form_of(model)
+    if own is None or own.kernel is None or own.separable:
+        fitted = None  # of other borders, say, than the form that the model is held against
     batches: dict[str, Callable[[], Iterator[Batch]]] = {"test": partial(_batches, problem, "test")}
     if feed.size is not None:
         batches = {"train": lambda: iter([Batch(*(part.cpu() for part in feed.data()))]), **batches}
@@ -136,7 +139,7 @@ def linear_bounds(
     for suffix, form in wanted.items():
         for split, given in batches.items():
             name, total = f"least_squares_{split}{suffix}", shared[split]
-            if fitted is not None and name == "least_squares_train" and form.kernel and not form.separable:
+            if fitted is not None and name == "least_squares_train":
                 predict: Predictor | None = sharing.once((name, form.key()), partial(_filtering, form, [fitted]))
             elif total is not None and form.kernel is not None:
                 predict = sharing.once(

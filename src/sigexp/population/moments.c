@@ -126,15 +126,15 @@ inline_ float *row_of(float *table, size features, size row) { return table + ro
 
 /* Put the block of row i of channel c and row j of channel k into the triangle. */
 static void put_block(const Example *e, size c, size i, size k, size j, size features, float *table) {
-    const size h = e->shape.kernel_height, w = e->shape.kernel_width, first = (c * h + i) * w, second = (k * h + j) * w;
+    const size h = e->shape.kernel_height, w = e->shape.kernel_width, row = (c * h + i) * w, column = (k * h + j) * w;
     for (size a = 0; a < w; a++) {
         const float *from = e->block + a * e->stride;
         if (c > k) {
-            for (size b = 0; b < w; b++) row_of(table, features, second + b)[first + a] = e->scale * from[b];
+            for (size b = 0; b < w; b++) row_of(table, features, column + b)[row + a] = e->scale * from[b];
             continue;
         }
-        float *to = row_of(table, features, first + a) + second;
-        size b = first == second ? a : 0;
+        float *to = row_of(table, features, row + a) + column;
+        size b = row == column ? a : 0;
         /* What is written behind the block is written anew, because the blocks of lower rows of k come later. */
         for (; b < w && j * w + b + LANES <= h * w; b += LANES) *(vec *)(to + b) = e->scale * load(from + b);
         for (; b < w; b++) to[b] = e->scale * from[b];
