@@ -24,7 +24,7 @@ from sigexp.report.board import Board
 from sigexp.search.records import MemberRecord, RoundRecord
 from sigexp.signal.quality import mse, psnr
 from sigexp.track.events import Events
-from sigexp.track.tfrecord import crc32c
+from sigexp.track.tfrecord import masked
 
 ROUNDS = 20
 CONFIG = {
@@ -92,15 +92,12 @@ def written(folder: Path, given: Problem, experiment: str = "halves") -> EventAc
     return read
 
 
-def test_checksum_is_crc32c():
-    """RFC 3720, B.4; long data take the way by strides."""
-    assert crc32c(b"123456789") == 0xE3069283
-    assert crc32c(bytes(32)) == 0x8A9136AA
+def test_the_checksum_is_tensorboards():
     from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 
-    for length in (0, 4095, 4096, 5001, 70_000):
+    for length in (0, 1, 9, 5001):
         data = np.random.default_rng(length).bytes(length)
-        assert crc32c(data) == pywrap_tensorflow.crc32c(data)
+        assert masked(data) == pywrap_tensorflow.masked_crc32c(data)
 
 
 def test_tensorboard_reads_the_file(tmp_path: Path):
@@ -148,6 +145,43 @@ def test_pictures_at_a_handful_of_rounds(tmp_path: Path):
     assert [e.step for e in read.Images("progress/kernels")] == [100, 500, 1000, 1500, 2000]
     assert [e.step for e in read.Images("search/members")] == [2000]
     assert sum(path.stat().st_size for path in (tmp_path / "run").iterdir()) < 200_000
+
+
+def drawn(folder: Path) -> list[int]:
+    """Steps of the pictures that TensorBoard finds."""
+    read = EventAccumulator(str(folder), size_guidance={"images": 0})
+    read.Reload()
+    known = "progress/examples" in read.Tags()["images"]
+    return [e.step for e in read.Images("progress/examples")] if known else []
+
+
+def test_pictures_wait_while_a_run_is_young(tmp_path: Path, monkeypatch):
+    """And are drawn with the next round then; one that is taken up has those that its first part has not."""
+    model = nn.Conv2d(1, 1, 3, padding=1)
+    state = {f"params/{name}": value[None].detach() for name, value in model.named_parameters()}
+    done = rounds(state)
+
+    def board(**before):
+        given = problem(), Names("e", "e", "m", "s"), model, torch.device("cpu"), 100 * ROUNDS
+        made = Board(tmp_path, *given, **before)
+        made.references({})
+        return made
+
+    first = board()
+    for one in done[:6]:
+        first.round(one)
+    assert (first.pictured, drawn(tmp_path)) == (-1, [])
+    monkeypatch.setattr(boards, "YOUNG_S", 0.0)
+    first.round(done[6])
+    assert (first.pictured, drawn(tmp_path)) == (500, [100, 500])
+    first.close()
+    monkeypatch.setattr(boards, "YOUNG_S", 60.0)
+    second = board(before=done[:7], pictured=-1)
+    second.round(done[7])
+    second.round(done[8])
+    second.result(model, {}, None)
+    second.close()
+    assert drawn(tmp_path) == [100, 500, 800, 900]
 
 
 def test_hparams_have_the_same_columns_whatever_the_experiment(tmp_path: Path):

@@ -1,5 +1,6 @@
 """Jobs of a sweep as one population: each comes to what it comes to alone, and leaves what it leaves alone."""
 
+import faulthandler
 import json
 import math
 import os
@@ -243,8 +244,8 @@ def forks(monkeypatch):
     monkeypatch.setattr(machine, "cores", lambda: 2)
     monkeypatch.setattr(machine, "free_memory_bytes", lambda device: 2**40)
 
-    def fork(longest, in_child=lambda: None):
-        found = real(longest)
+    def fork(longest, without, in_child=lambda: None):
+        found = real(longest, without)
         if found is None:
             in_child()
         else:
@@ -252,7 +253,7 @@ def forks(monkeypatch):
         return found
 
     def becoming(in_child, longest=None):
-        monkeypatch.setattr(parting, "fork", lambda most: fork(longest or most, in_child))
+        monkeypatch.setattr(parting, "fork", lambda most, without=(): fork(longest or most, without, in_child))
         return made
 
     return becoming
@@ -283,6 +284,43 @@ def test_runs_end_side_by_side(workdir, plain, forks):
         assert log.count(" INFO done: ") == 1
         assert "WARNING" not in log
         assert "ERROR" not in log
+
+
+@on_linux
+def test_a_fork_does_without_the_statistics_alone():
+    """It cannot look at them, has what lies beside them, and this process keeps both."""
+    other, values = torch.ones(5), torch.ones(1_000_000)
+
+    def status(of, without):
+        made = parting.fork(9.0, without)
+        if made is None:
+            faulthandler.disable()
+            os._exit(0 if float(of.sum()) == len(of) else 1)
+        while not made.ended():
+            time.sleep(0.001)
+        return made.status
+
+    assert status(other, [values]) == 0
+    assert status(values, []) == 0
+    assert status(values, [values[:3]]) == signal.SIGSEGV, "a part of a tensor stands for all of its memory"
+    assert status(values, []) == 0, "the next one has it"
+    assert status(other, [other]) == 0, "pages are left out whole or not at all"
+    assert float(values.sum()) == 1_000_000
+
+
+@on_linux
+def test_statistics_are_left_out_of_forks(workdir, plain, forks, monkeypatch):
+    forks(lambda: None)
+    seen, fork = [], parting.fork
+
+    def note(longest, without):
+        seen.append([len(tensor) for tensor in without])
+        return fork(longest, without)
+
+    monkeypatch.setattr(parting, "fork", note)
+    assert main([*SMALL, *FOUR, "trainer.execution=moments", "search.max_samples=400"]) == 0
+    assert seen
+    assert all(len(lengths) == 1 for lengths in seen), "one table for all"
 
 
 @on_linux

@@ -72,7 +72,7 @@ def largest_error(results: list[Tensor], expected: list[Tensor]) -> float:
 
 @pytest.fixture
 def compiled() -> None:
-    if compiling.kernel() is None:
+    if compiling.kernel(compiling.LSTM) is None:
         pytest.skip("there is no C compiler")
 
 
@@ -87,7 +87,7 @@ def fresh() -> Iterator[None]:
 @pytest.fixture(params=["torch", "C"])
 def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "torch":
-        monkeypatch.setattr(compiling, "kernel", lambda: None)
+        monkeypatch.setattr(compiling, "kernel", lambda *part: None)
     else:
         request.getfixturevalue("compiled")
 
@@ -156,12 +156,20 @@ def test_the_same_bits_every_time(compiled):
 
 def test_the_library_is_compiled_once(compiled, fresh, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("SIGEXP_DATA", str(tmp_path / "cache"))
-    assert compiling.kernel() is not None
+    assert compiling.kernel(compiling.LSTM) is not None
     (library,) = (tmp_path / "cache").iterdir()
     made = library.stat().st_mtime_ns
     compiling.kernel.cache_clear()
-    assert compiling.kernel() is not None
+    assert compiling.kernel(compiling.LSTM) is not None
     assert library.stat().st_mtime_ns == made
+
+
+def test_each_part_is_compiled_when_it_is_asked_for(compiled, fresh, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("SIGEXP_DATA", str(tmp_path))
+    assert compiling.takes(torch.ones(1))
+    assert [path.name.split("-")[1] for path in tmp_path.iterdir()] == [compiling.LAYERS]
+    assert compiling.takes(torch.ones(1), part=compiling.LSTM)
+    assert sorted(path.name.split("-")[1] for path in tmp_path.iterdir()) == sorted(compiling.SOURCES)
 
 
 def test_of_many_that_start_together_one_compiles(compiled, fresh, tmp_path: Path, monkeypatch):
@@ -173,7 +181,7 @@ def test_of_many_that_start_together_one_compiles(compiled, fresh, tmp_path: Pat
     monkeypatch.setenv("CC", str(compiler))
     monkeypatch.setenv("SIGEXP_DATA", str(tmp_path / "cache"))
     with ThreadPoolExecutor(5) as pool:
-        paths = list(pool.map(lambda i: compiling._built(), range(5)))
+        paths = list(pool.map(lambda i: compiling._built(compiling.LSTM), range(5)))
     assert notes.read_text() == "compiled\n"
     assert len(set(paths)) == 1
     assert paths[0].is_file()
@@ -194,5 +202,5 @@ def test_without_the_library_torch_does_the_work(name, value, fresh, tmp_path, m
 
 def test_a_damaged_library_is_not_used(compiled, fresh, tmp_path, monkeypatch):
     monkeypatch.setenv("SIGEXP_DATA", str(tmp_path))
-    compiling._built().write_bytes(b"damaged")
-    assert compiling.kernel() is None
+    compiling._built(compiling.LSTM).write_bytes(b"damaged")
+    assert compiling.kernel(compiling.LSTM) is None

@@ -14,10 +14,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sigexp import carrying, clock, machine, parting, sharing, stopping, training
 from sigexp.names import Names
@@ -36,6 +38,14 @@ LONGER, LEAST_S = 20.0, 10.0  # times what the first job's end took, and seconds
 POLL_S = 0.005
 
 
+@dataclass(frozen=True)
+class Apart:
+    """A process for a job's end: the most seconds that it may take, and the tensors that it does not have."""
+
+    longest: float
+    without: Sequence[Tensor]
+
+
 class Turn:
     """A job in a thread of its own, which runs while `take` waits."""
 
@@ -45,7 +55,7 @@ class Turn:
         self.go, self.back = threading.Semaphore(0), threading.Semaphore(0)
         self.call: Call | None = None  # what it waits for
         self.trained = False  # it waits to come to its end
-        self.apart: float | None = None  # that it does so in a process of its own, and the most seconds there
+        self.apart: Apart | None = None  # that it does so in a process of its own
         self.fork: parting.Fork | None = None  # that process, while it waits for it
         self.error: BaseException | None = None
         self.running = self.waits = self.ended = self.abandoned = self.forked = False
@@ -105,7 +115,7 @@ class Turn:
         if self.apart is None:
             return
         try:
-            self.fork = parting.fork(self.apart)
+            self.fork = parting.fork(self.apart.longest, self.apart.without)
         except OSError as error:
             log.info("the run ends in the sweep's own process: %s", error.strerror)
             return
@@ -156,7 +166,7 @@ def run(tasks: Sequence[Task], ledger: Ledger) -> None:
             }
             turns.append(turn)
         try:
-            take_turns(turns, joint, request, Ends(parting.possible(tasks[0].config)))
+            take_turns(turns, joint, request, Ends(parting.possible(tasks[0].config), joint.statistics))
         finally:
             for turn in turns:  # those that wait where this thread was interrupted
                 if turn.waits:
@@ -195,9 +205,9 @@ class Ends:
     """Lets jobs that have trained come to their ends: the first one here, where what they share is computed, and the
     others in processes of their own, one a core."""
 
-    def __init__(self, apart: bool) -> None:
-        """apart: whether there may be other processes."""
-        self.apart = apart
+    def __init__(self, apart: bool, unneeded: Callable[[], Sequence[Tensor]]) -> None:
+        """apart: whether there may be other processes. unneeded: what has no use at an end."""
+        self.apart, self.unneeded = apart, unneeded
         self.longest: float | None = None  # seconds that an end may take, once one has been seen
 
     def come(self, waiting: list[Turn]) -> None:
@@ -206,7 +216,8 @@ class Ends:
             room = self.room()
             if waiting and len(busy) < room:
                 turn, began = waiting.pop(0), time.perf_counter()
-                turn.apart = self.longest if room > 1 and (busy or waiting) else None
+                if self.longest is not None and room > 1 and (busy or waiting):
+                    turn.apart = Apart(self.longest, self.unneeded())
                 turn.take()
                 if turn.fork is not None:
                     busy.append(turn)

@@ -9,7 +9,7 @@ import resource
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 CORES_SHARE = "SIGEXP_CORES"  # in the environment of a sweep's jobs
 PR_SET_PDEATHSIG = 1  # Linux's prctl.h
+MADV_DONTFORK, MADV_DOFORK = 10, 11  # Linux's mman.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 
 
@@ -42,6 +43,30 @@ def end_with_parent(parent: int) -> None:
         ctypes.CDLL("libc.so.6").prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+@contextmanager
+def without(blocks: Iterable[tuple[int, int]]) -> Iterator[None]:
+    """Processes that are forked within do not have these blocks of memory, (address, bytes), up to the ends that share
+    a page with others. Forks are quicker for it, by 35 ms a gigabyte; one that looks there is killed. On Linux alone.
+    """
+    page = os.sysconf("SC_PAGESIZE")
+    whole = [(-(-first // page) * page, (first + size) // page * page) for first, size in blocks]
+    try:
+        advise = ctypes.CDLL("libc.so.6").madvise
+    except (OSError, AttributeError):
+        whole = []
+
+    def each(advice: int) -> None:
+        for first, end in whole:
+            if first < end:
+                advise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), advice)
+
+    each(MADV_DONTFORK)
+    try:
+        yield
+    finally:
+        each(MADV_DOFORK)
 
 
 def release_memory() -> None:

@@ -12,12 +12,13 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sigexp import machine, stopping
 
@@ -69,10 +70,14 @@ def wait_for_end(thread: threading.Thread) -> None:
         time.sleep(0.0002)
 
 
-def fork(longest: float) -> Fork | None:
-    """The other process in this one, None in the other one. Raises OSError where the system has no room for it."""
+def fork(longest: float, without: Sequence[Tensor] = ()) -> Fork | None:
+    """The other process in this one, None in the other one. Raises OSError where the system has no room for it.
+
+    without: what the other one does not need, and cannot have.
+    """
     parent = os.getpid()
-    with warnings.catch_warnings():
+    blocks = [(storage.data_ptr(), storage.nbytes()) for tensor in without if (storage := tensor.untyped_storage())]
+    with warnings.catch_warnings(), machine.without(blocks):
         # Python's, of threads that may hold locks: all of them wait.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()

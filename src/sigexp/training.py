@@ -18,6 +18,7 @@ from sigexp.carrying import carry, described, planned
 from sigexp.config import ConfigError
 from sigexp.keeping import Keeper
 from sigexp.names import Names
+from sigexp.population import compiling
 from sigexp.population.calibrate import Calibration
 from sigexp.population.cluster import opened
 from sigexp.population.feed import Feed
@@ -57,6 +58,8 @@ def prepare(config: Mapping[str, Any], names: Names) -> Ready:
     weighing.check_examples(config, problem, shapes)
     settings = build_search(config)
     first = first_member(config, names, problem, settings)
+    if any(isinstance(module, nn.LSTM) for module in first.modules()):
+        compiling.begin(compiling.LSTM)
     weighing.check_members(config, first, shapes, names.model, str(device))
     others = map(settings.origin, range(1, settings.members))
     members = [first, *(initial_model(config, shapes, config["seed"], member) for member in others)]

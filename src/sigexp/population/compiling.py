@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,8 +29,12 @@ from sigexp.machine import cache_dir
 log = logging.getLogger("sigexp")
 
 HERE = Path(__file__).parent
-NAMES = "across convolution descent lstm moments normalization pointwise readout update"
-SOURCES = [HERE / f"{name}.c" for name in NAMES.split()]
+# Two libraries, because most runs have no LSTM and need not wait for its compiler.
+LAYERS, LSTM = "layers", "lstm"
+SOURCES = {
+    LAYERS: ["across", "convolution", "descent", "moments", "normalization", "pointwise", "update"],
+    LSTM: ["lstm", "readout"],
+}
 HEADERS = [HERE / f"{name}.h" for name in ("across", "floats", "lstm", "pointwise", "products", "update", "vectors")]
 # Not -ffast-math: NaN has to stay NaN, so that a member that diverged is seen.
 FLAGS = (
@@ -38,6 +43,7 @@ FLAGS = (
 )  # fmt: skip
 IN_VECTORS = ("across", "convolution")  # with -O2 they are as quick, and compiled in half the time
 TIMEOUT_S = 60
+_begun: set[str] = set()  # parts that are compiled, or are being compiled
 
 
 class Shape(ctypes.Structure):
@@ -97,7 +103,7 @@ class Optimizer(ctypes.Structure):
 
 
 POINTER, NUMBER, FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-SIGNATURES = {
+OF_LAYERS = {
     "convolution_forward": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 4)),
     "convolution_backward": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 6)),
     "convolution_learn": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 7)),
@@ -113,6 +119,8 @@ SIGNATURES = {
     "pooling_backward": (None, (*[NUMBER] * 3, *[POINTER] * 3)),
     "maxima_forward": (None, (*[NUMBER] * 5, FLAG, *[POINTER] * 7)),
     "maxima_backward": (None, (*[NUMBER] * 5, *[POINTER] * 10)),
+}
+OF_LSTM = {
     "lstm_block": (ctypes.c_int64, ()),
     "lstm_forward": (ctypes.c_int, (Shape, POINTER, Strides, *[POINTER] * 4)),
     "lstm_backward": (ctypes.c_int, (Shape, POINTER, Strides, *[POINTER] * 4, Strides, *[POINTER] * 3)),
@@ -121,16 +129,17 @@ SIGNATURES = {
         (Shape, Readout, *[NUMBER] * 3, POINTER, Strides, POINTER, Strides, *[POINTER] * 6),
     ),
 }
+SIGNATURES: dict[str, dict[str, tuple[Any, tuple[Any, ...]]]] = {LAYERS: OF_LAYERS, LSTM: OF_LSTM}
 
 
 @cache
-def kernel() -> ctypes.CDLL | None:
-    """The compiled functions, or None. The first call on a machine takes two seconds."""
+def kernel(part: str = LAYERS) -> ctypes.CDLL | None:
+    """The compiled functions of a part, or None. The first call on a machine takes two seconds."""
     if os.environ.get("SIGEXP_NATIVE") == "0":
         return None
     try:
-        library = ctypes.CDLL(str(_built()))
-        for name, (result, arguments) in SIGNATURES.items():
+        library = ctypes.CDLL(str(_built(part)))
+        for name, (result, arguments) in SIGNATURES[part].items():
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
         return library
@@ -139,49 +148,52 @@ def kernel() -> ctypes.CDLL | None:
         return None
 
 
-def begin() -> None:
+def begin(part: str = LAYERS) -> None:
     """Compile in a thread what is still to be compiled, while data are drawn; `kernel` waits for it."""
 
     def build() -> None:
         with suppress(Exception):  # which `kernel` will meet again, and tell
-            _built()
+            _built(part)
 
-    if os.environ.get("SIGEXP_NATIVE") != "0" and not kernel.cache_info().currsize:
+    if os.environ.get("SIGEXP_NATIVE") != "0" and part not in _begun:
+        _begun.add(part)
         threading.Thread(target=build, daemon=True).start()
 
 
-def takes(*tensors: Tensor) -> bool:
-    """Whether the compiled functions can do these, and are there."""
+def takes(*tensors: Tensor, part: str = LAYERS) -> bool:
+    """Whether the compiled functions of a part can do these, and are there."""
     usable = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
-    return usable and all(t.numel() for t in tensors) and not torch.is_autocast_enabled("cpu") and kernel() is not None
+    usable = usable and all(t.numel() for t in tensors) and not torch.is_autocast_enabled("cpu")
+    return usable and kernel(part) is not None
 
 
-def _built() -> Path:
-    """Path of the compiled library, after compiling it where that is still to do."""
+def _built(part: str) -> Path:
+    """Path of a compiled library, after compiling it where that is still to do."""
     compiler = _compiler()
     # What the compiler defines names its own version and every extension of this processor.
     target = _run([*compiler, *FLAGS, "-dM", "-E", "-x", "c", os.devnull])
-    sources = [source.read_bytes() for source in [*HEADERS, *SOURCES]]
-    digest = hashlib.sha256(b"\0".join([*sources, repr((compiler, FLAGS, IN_VECTORS)).encode(), target]))
-    path = cache_dir() / f"kernels-{digest.hexdigest()[:24]}.so"
+    sources = [HERE / f"{name}.c" for name in SOURCES[part]]
+    texts = [source.read_bytes() for source in [*HEADERS, *sources]]
+    digest = hashlib.sha256(b"\0".join([*texts, repr((compiler, FLAGS, IN_VECTORS)).encode(), target]))
+    path = cache_dir() / f"kernels-{part}-{digest.hexdigest()[:24]}.so"
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with _alone(path.parent):
         if not path.exists():  # else another process has compiled it meanwhile
-            _compile(compiler, path)
+            _compile(compiler, sources, path)
     return path
 
 
-def _compile(compiler: Sequence[str], path: Path) -> None:
+def _compile(compiler: Sequence[str], sources: Sequence[Path], path: Path) -> None:
     """Sources side by side, because it is what a first run waits for."""
     with tempfile.TemporaryDirectory(prefix=".kernels-", dir=path.parent) as place, ThreadPoolExecutor() as pool:
-        objects = [f"{place}/{source.stem}.o" for source in SOURCES]
+        objects = [f"{place}/{source.stem}.o" for source in sources]
 
         def build(source: Path, path: str) -> None:
             _run([*compiler, "-O2" if source.stem in IN_VECTORS else "-O3", *FLAGS, "-c", str(source), "-o", path])
 
-        list(pool.map(build, SOURCES, objects))
+        list(pool.map(build, sources, objects))
         _run([*compiler, *FLAGS, *objects, "-o", f"{place}/{path.name}"])
         os.replace(f"{place}/{path.name}", path)
 

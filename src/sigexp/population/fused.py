@@ -203,6 +203,12 @@ class Joint:
         carried = self.carry(population)
         return Home(carried, [replace(plan)] * plan.shards)
 
+    def statistics(self) -> list[Tensor]:
+        """Of the training set: what is learned from, and large."""
+        homes = [home.population for homes in self.homes.values() for home in homes]
+        found = [(home.whole if isinstance(home, Shards) else home).table for home in homes]
+        return [table for table in found if table is not None]
+
     def close(self) -> None:
         for homes in self.homes.values():
             for home in homes:

@@ -40,7 +40,8 @@ def lstm_layers(
     for layer in range(layers):
         first = layer * directions * per_direction
         own = [weights[first + d * per_direction : first + (d + 1) * per_direction] for d in range(directions)]
-        advance = _native_layer if compiled and compiling.takes(x, *(t for own in weights for t in own)) else _layer
+        native = compiled and compiling.takes(x, *(t for own in weights for t in own), part=compiling.LSTM)
+        advance = _native_layer if native else _layer
         x, c = advance(x, own, has_bias)
         last = x.unflatten(3, (directions, -1))
         hidden += [last[:, -1, :, 0], last[:, 0, :, -1]][:directions]
@@ -61,7 +62,7 @@ def joined(weights: Sequence[Sequence[Tensor]], has_bias: bool) -> Tensor:
 
 
 def _native_layer(x: Tensor, weights: Sequence[Sequence[Tensor]], has_bias: bool) -> tuple[Tensor, Tensor]:
-    return scan.NativeScan.apply(compiling.kernel(), x, joined(weights, has_bias))
+    return scan.NativeScan.apply(compiling.kernel(compiling.LSTM), x, joined(weights, has_bias))
 
 
 def _layer(x: Tensor, weights: Sequence[Sequence[Tensor]], has_bias: bool) -> tuple[Tensor, Tensor]:

@@ -187,7 +187,7 @@ def lstm(
     def run(compiled, x, *weights):
         return lstm_layers(x, weights, layers, 1 + bidirectional, has_bias, compiled)
 
-    ways = {"compiled": partial(run, True)} if compiling.takes(sequences, *stacked) else {}
+    ways = {"compiled": partial(run, True)} if compiling.takes(sequences, *stacked, part=compiling.LSTM) else {}
     out, h, c = kernels.pick(
         f"lstm {tuple(stacked[0].shape[1:])}", {**ways, "torch": partial(run, False)}, (sequences, *stacked)
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sigexp.population import native
-from sigexp.population.compiling import Readout, Shape, Strides, kernel
+from sigexp.population.compiling import LSTM, Readout, Shape, Strides, kernel
 
 
 class NativeScan(torch.autograd.Function):
@@ -66,7 +66,7 @@ def learn_readout(
     x [Q, B, I, T] and target [Q, B, O, T], Q = 1 or P; weights as of `NativeScan`; readout [P, O, D H + 1], the bias
     last; squashed: by a sigmoid before they are read.
     """
-    library = kernel()
+    library = kernel(LSTM)
     assert library is not None
     members, directions, hidden, columns, _ = weights.shape
     fits = x.shape[2] + 1 + hidden == columns and readout.shape[2] == directions * hidden + 1

@@ -101,7 +101,7 @@ class ReadOutLSTM:
         return cls(lstm, squashed) if plain and learned and lstm.num_layers == 1 and not lstm.proj_size else None
 
     def takes(self, params: Mapping[str, Tensor], batch: Batch, weights: Tensor) -> bool:
-        return compiling.takes(batch.inputs, batch.targets, *params.values())
+        return compiling.takes(batch.inputs, batch.targets, *params.values(), part=compiling.LSTM)
 
     def losses_and_gradients(
         self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch, weights: Tensor

@@ -1,7 +1,7 @@
 """What TensorBoard shows of one run: `sigexp board`.
 
 Scalars: learning/EXPERIMENT/METRIC/{best,median,quantile_25,quantile_75} on validation data, loss/..., population/...,
-references/EXPERIMENT/METRIC/NAME, test/METRIC. Images: progress/... at a handful of rounds, result/..., search/members.
+references/EXPERIMENT/METRIC/NAME, test/METRIC. Images: progress/... of a handful of rounds, result/..., search/members.
 Text: result, run/config, run/model. Beside them the model's graph, the run's line in the hparams tab, and the layout of
 the custom scalars. Steps are member-samples of the search.
 """
@@ -9,10 +9,11 @@ the custom scalars. Steps are member-samples of the search.
 import copy
 import logging
 import math
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import quantiles
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,8 @@ from sigexp.names import Names
 from sigexp.population.population import module_of
 from sigexp.problem import Batch, Problem
 from sigexp.report import model_graph, snapshots
+from sigexp.report.board_text import described, hparams_of, indented, layout, verdict
 from sigexp.report.pictures import has_own_scale, worth_showing
-from sigexp.report.tables import number, ranked, test_sets
 from sigexp.report.terminal import best_reference
 from sigexp.report.tiles import kernel_weights
 from sigexp.search.records import RoundRecord
@@ -37,6 +38,7 @@ log = logging.getLogger("sigexp")
 EXAMPLES = 3
 JUDGED = 200  # validation examples of the confusion matrix while a run goes on
 MOMENTS = (0.0, 0.25, 0.5, 0.75)  # shares of the budget from which the next round is pictured, and the end
+YOUNG_S = 5.0  # of a run, whose pictures wait: a run that ends by then is not held up by them
 LEVELS = 4  # references beside a learning curve
 COLUMNS = ("test/headline", "test/best_reference", *(f"test/{metric}" for metric in METRICS))
 FIRST = ("experiment", "model", "metric", "seed", "lr")  # TensorBoard shows five columns, and others where ticked
@@ -62,7 +64,9 @@ class Board:
         self.template = copy.deepcopy(model).to(device)
         self.taken_up = bool(before) or pictured >= 0
         self.rounds = list(before)
-        self.due = [share for share in MOMENTS if not before or share * budget > before[-1].total_samples]
+        self.due = [share for share in MOMENTS if share * budget > pictured]
+        self.waiting: list[tuple[int, Mapping[str, Tensor]]] = []  # steps to be pictured, and the best member then
+        self.began = time.monotonic()
         self.levels: dict[str, float] = {}
         self.pictured = pictured  # step of the last pictures of progress
         self.confusion = np.zeros((problem.classes or 0,) * 2)
@@ -118,7 +122,15 @@ class Board:
         self.events.scalars(round_scalars(done, self.judged), step)
         if self.due and step >= self.due[0] * self.budget:
             self.due = [share for share in self.due if share * self.budget > step]
-            self.progress(module_of(self.template, done.best_state), step)
+            self.waiting.append((step, done.best_state))
+        if time.monotonic() - self.began > YOUNG_S:
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """The pictures that wait."""
+        while self.waiting:
+            step, state = self.waiting.pop(0)
+            self.progress(module_of(self.template, state), step)
 
     def progress(self, model: nn.Module, step: int) -> None:
         """Pictures of the best member so far; the same tags every time, so that a slider goes through them."""
@@ -159,6 +171,7 @@ class Board:
     def result(self, model: nn.Module, pictures: Mapping[str, bytes], looks: Response | None) -> None:
         """Pictures of the best member when the search has ended. pictures: those of the run's folder, as PNG."""
         step = self.rounds[-1].total_samples
+        self.catch_up()
         self.progress(model, step)
         for name, png in pictures.items():
             if name != "kernels":  # progress has the last of them
@@ -212,88 +225,8 @@ def round_scalars(done: RoundRecord, judged: str) -> dict[str, float]:
     return scalars
 
 
-def spread(tag: str, values: Sequence[float]) -> dict[str, float]:
+def spread(tag: str, values: list[float]) -> dict[str, float]:
     if not values:
         return {}
-    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
+    low, middle, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     return {f"{tag}/median": middle, f"{tag}/quantile_25": low, f"{tag}/quantile_75": high}
-
-
-def layout(experiment: str, headline: str) -> dict[str, dict[str, Any]]:
-    """The custom scalars tab. Runs of the same experiment share their charts of what is learned, all runs the others.
-
-    TensorBoard adds the charts of later runs to the first one's categories, so all runs have the same categories.
-    """
-    judged = f"{experiment}/{headline}"
-    here, known = (re.escape(f"{group}/{judged}/") for group in ("learning", "references"))
-    band = tuple(f"learning/{judged}/{name}" for name in ("median", "quantile_25", "quantile_75"))
-    return {
-        "Learning": {
-            f"{experiment}: {headline} on validation data, and references": [f"{here}(best|median)$", f"{known}.*"],
-            f"{experiment}: {headline}, median and quartiles of the population": [band],
-        },
-        "Population": {
-            "training and validation loss": ["loss/(train|valid)/(best|median)$"],
-            "learning rate": ["population/lr/.*"],
-            "batch size": ["population/batch_size/.*"],
-        },
-    }
-
-
-def hparams_of(config: Mapping[str, Any], names: Names, headline: str) -> dict[str, str | float | int]:
-    """The same keys for every run, so that the hparams tab compares all of them."""
-    optimizer, search = config["trainer"]["optimizer"], config["search"]
-    return {
-        "experiment": names.experiment,
-        "model": names.model,
-        "metric": headline,
-        "search": names.search,
-        "optimizer": optimizer["name"],
-        "lr": float(optimizer["lr"]),
-        "batch_size": config["trainer"]["batch_size"],
-        "members": search["members"],
-        "max_samples": search["max_samples"],
-        "footprint": config["footprint"],
-        "seed": config["seed"],
-        "dataset_seed": int(config["dataset"].get("seed", 0)),
-    }
-
-
-def indented(text: str) -> str:
-    """A block of code in Markdown, whatever the text holds."""
-    return "\n".join(f"    {line}" for line in text.splitlines())
-
-
-def described(model: nn.Module, nodes: Collection[Node]) -> str:
-    """A model's layers as a table, where its graph is known, and as torch writes it."""
-    total = sum(parameter.numel() for parameter in model.parameters())
-    rows = [
-        f"| {node.name} | {node.about['settings']} | {'x'.join(map(str, (node.shape or ())[1:]))} "
-        f"| {node.about['parameters']} |"
-        for node in nodes
-        if "parameters" in node.about
-    ]
-    head = ["| layer | settings | output | parameters |", "|---|---|---|---:|"] if rows else []
-    return "\n".join([f"**{total:,} parameters**", "", *head, *rows, "", indented(str(model))])
-
-
-def verdict(result: Mapping[str, Any]) -> str:
-    """The result in Markdown: the learned model among the references, on every test set; the claims."""
-    test, learned = result["best"]["test"], f"{result['model']['name']} (learned)"
-    rows = {learned: test, **result["references"]}
-    lines = [f"**{result['experiment']}, {result['model']['name']}**: {result['parameters']:,} parameters, "
-             f"{result['samples']:,} member-samples, {result['seconds']:.0f} s"]  # fmt: skip
-    for name, metrics in test_sets(test).items():
-        short = [metric.rpartition("/")[2] for metric in metrics]
-        lines += ["", f"test data{name and ', ' + name}", "", "| predictor | " + " | ".join(short) + " |"]
-        lines.append("|---|" + "---:|" * len(metrics))
-        for row in ranked(rows, metrics[0]):
-            cells = [number(rows[row].get(metric), metric) for metric in metrics]
-            if any(cells):
-                mark = "**" if row == learned else ""
-                lines.append(
-                    f"| {mark}{row}{mark} | " + " | ".join(f"{mark}{c}{mark}" if c else "" for c in cells) + " |"
-                )
-    words = {True: "holds", False: "**does not hold**", None: "measured"}
-    lines += ["", *(f"- claim {words[claim['holds']]}: {claim['text']}" for claim in result["claims"])]
-    return "\n".join(lines)
