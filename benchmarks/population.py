@@ -59,9 +59,9 @@ from sigexp.models import demosaic, filters, recurrent, shapes, unet
 from sigexp.population.calibrate import calibrate
 from sigexp.population.feed import Feed
 from sigexp.population.moments import Moments
-from sigexp.population.plan import Plan
+from sigexp.population.plan import Plan, Wanted
 from sigexp.population.population import Population
-from sigexp.population.race import MOST_MOMENTS, Wanted
+from sigexp.population.race import MOST_MOMENTS
 from sigexp.population.shards import Shards
 from sigexp.problem import Batch, Problem
 from sigexp.search.records import RoundRecord
@@ -662,7 +662,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--members", help="sizes P of the population, by default 8,20")
     parser.add_argument("--time-to-quality", action="store_true", help="seconds to a test error instead")
     parser.add_argument("--cap", type=float, default=150.0, help="seconds a search may take for --time-to-quality")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the table to a file too")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the table to a file too")
     chosen = parser.parse_args()
     known = LEVELS if chosen.time_to_quality else CASES
     if unknown := sorted(set(chosen.names) - set(known)):

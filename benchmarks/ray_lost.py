@@ -190,7 +190,7 @@ TABLES = {"overhead": overhead, "lost": lost, "nodes": nodes, "members": members
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=", ".join(TABLES))
-    parser.add_argument("--output", type=Path, help="write the table there, as Markdown")
+    parser.add_argument("-o", "--output", type=Path, help="write the table there, as Markdown")
     given = parser.parse_args()
     if unknown := [name for name in given.tables if name not in TABLES]:
         parser.error(f"{unknown[0]}: expected {', '.join(TABLES)}")

@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--share", type=float, default=1 / 3, help="of the budget of conf/tune (0.333)")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of all runs")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the table to a file too")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the table to a file too")
     chosen = parser.parse_args()
     if unknown := sorted(set(chosen.names) - set(CASES)):
         parser.error(f"no case {', '.join(unknown)}; there are {', '.join(CASES)}")

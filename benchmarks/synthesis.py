@@ -246,7 +246,7 @@ def main() -> None:
     names = sorted(path.stem for path in CONF.glob("*.yaml"))
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"datasets, by default all: {', '.join(names)}")
     parser.add_argument("--quick", action="store_true", help="fewer examples, scaled: a rough look")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the table to a file too")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the table to a file too")
     chosen = parser.parse_args()
     unknown = sorted(set(chosen.names) - set(names))
     if unknown:

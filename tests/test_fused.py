@@ -17,7 +17,8 @@ from sigexp import experiment, fusing, machine, parting
 from sigexp.cli import main
 from sigexp.population.fused import Joint
 from sigexp.population.plan import Plan
-from sigexp.population.population import Population, Snapshot, take
+from sigexp.population.population import Population
+from sigexp.population.state import Snapshot, take
 from sigexp.population.unfinished import advanced, merge, split
 from sigexp.problem import Batch
 from sigexp.report import page

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from sigexp.population.plan import Plan
-from sigexp.population.population import Population, join, take
+from sigexp.population.population import Population
+from sigexp.population.state import join, take
 from sigexp.problem import Batch
 from sigexp.signal.quality import mse
 

@@ -7,8 +7,9 @@ from torch import nn
 from sigexp.population import native, repeating
 from sigexp.population.convolution import _planes
 from sigexp.population.plan import Plan
-from sigexp.population.population import HPARAMS, Population
+from sigexp.population.population import Population
 from sigexp.population.repeating import CALLS, Recording, Repeating
+from sigexp.population.state import HPARAMS
 from sigexp.problem import Batch
 from sigexp.signal.quality import squared_error
 

@@ -16,9 +16,8 @@ from sigexp.layers.fft_conv import FFTConv2d
 from sigexp.population import calibrate as calibration
 from sigexp.population.calibrate import calibrate
 from sigexp.population.feed import Feed
-from sigexp.population.plan import Plan
+from sigexp.population.plan import Plan, Wanted
 from sigexp.population.population import Population
-from sigexp.population.race import Wanted
 from sigexp.population.shards import Shards
 from sigexp.problem import Batch, Problem
 from sigexp.signal.quality import mse

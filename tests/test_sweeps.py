@@ -17,7 +17,7 @@ import runs
 import yaml
 
 import sigexp
-from sigexp import cli, machine, sweeping
+from sigexp import cli, machine, sweep_checks, sweeping
 from sigexp.cli import main
 from sigexp.names import Names
 from sigexp.sweep_report import Watch
@@ -54,9 +54,9 @@ class Stub:
 @pytest.fixture
 def stub(workdir, monkeypatch):
     made = Stub()
-    checks = sweeping.Checks()
+    checks = sweep_checks.Checks()
     made.signs = lambda config: folders.signature(
-        config, checks.problem(config, sweeping.key(config["dataset"])).source, sigexp.__version__
+        config, checks.problem(config, sweep_checks.key(config["dataset"])).source, sigexp.__version__
     )
     monkeypatch.setattr(cli, "start", made)
     return made

@@ -8,7 +8,8 @@ import torch
 from sigexp.population import compiling, native
 from sigexp.population.optimizers import SLOTS, compiled_update
 from sigexp.population.plan import Plan
-from sigexp.population.population import HPARAMS, Population
+from sigexp.population.population import Population
+from sigexp.population.state import HPARAMS
 from sigexp.problem import Batch
 from sigexp.signal.quality import squared_error
 

@@ -194,7 +194,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of all sides")
     parser.add_argument("--resume", action="store_true", help="go on with what the record has")
     parser.add_argument("--record", type=Path, metavar="FILE", help="by default the output with .jsonl for .md")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/peers.md"), metavar="FILE")
+    parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results/peers.md"), metavar="FILE")
     given = parser.parse_args(words)
     given.set, given.record = tuple(given.set), given.record or given.output.with_suffix(".jsonl")
     if missing := [name for name in given.peers if not all(map(installed, PACKAGES[name]))]:

@@ -12,8 +12,8 @@ from sigexp import machine, sharing
 from sigexp.population.calibrate import Calibration, calibrate
 from sigexp.population.cluster import Cluster
 from sigexp.population.feed import Feed
+from sigexp.population.plan import Wanted
 from sigexp.population.population import Population
-from sigexp.population.race import Wanted
 from sigexp.population.shards import Shards
 from sigexp.search.rounds import Carried
 

@@ -15,9 +15,8 @@ from torch import Tensor
 from sigexp.evaluation import TRAIN_EXAMPLES
 from sigexp.population.calibrate import Calibration
 from sigexp.population.fused import Call, FusedPopulation, Joint
-from sigexp.population.plan import Plan
+from sigexp.population.plan import Plan, Wanted
 from sigexp.population.population import Population
-from sigexp.population.race import Wanted
 from sigexp.problem import Batch, Problem, Split
 
 T = TypeVar("T")

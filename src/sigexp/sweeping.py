@@ -6,7 +6,6 @@ once in others). They meet in sweep.jsonl of the sweep's folder and in a lock fo
 launched twice still runs once.
 """
 
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,14 +18,14 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 import sigexp
-from sigexp import cli, fusing, machine, sweep_report, training
+from sigexp import cli, fusing, machine, sweep_report
 from sigexp import config as configuration
 from sigexp.composing import Composer
 from sigexp.config import Sweep
 from sigexp.names import Names
 from sigexp.population import compiling
-from sigexp.problem import Problem
 from sigexp.report.wording import counted
+from sigexp.sweep_checks import Checks, key
 from sigexp.sweep_job import SWEEPER, Task, home_of, own_overrides, told_apart
 from sigexp.sweep_report import Watch, say
 from sigexp.track import find
@@ -121,44 +120,6 @@ def refusal(wrong: Mapping[str, Sequence[str]], count: int) -> str:
     bad = sum(map(len, wrong.values()))
     lines = [f"  {who[0]}{f' and {len(who) - 1} more' * bool(who[1:])}: {what}" for what, who in wrong.items()]
     return "\n".join([f"{bad} of {count} jobs cannot run; none was begun", *lines])
-
-
-class Checks:
-    """What a run checks before it begins, each dataset built and each model tried on it once."""
-
-    def __init__(self) -> None:
-        self.sources: dict[str, Mapping[str, str]] = {}
-        self.tried: dict[str, ValueError | None] = {}  # what is wrong with a pair of dataset and model
-        self.latest: tuple[str, Problem] | None = None  # one alone: problems may hold their data
-
-    def source(self, config: Mapping[str, Any], names: Names) -> Mapping[str, str]:
-        """Where a config's data come from; raises what its run would raise before it begins."""
-        configuration.check(config)
-        machine.pick_device(config["device"])
-        dataset = key(config["dataset"])
-        if dataset not in self.sources:
-            self.sources[dataset] = self.problem(config, dataset).source
-        setting = {name: value for name, value in config["dataset"].items() if name != "seed"}
-        pair = key([setting, *(config[name] for name in ("model", "search", "trainer"))])
-        if pair not in self.tried:
-            self.tried[pair] = None
-            try:
-                settings = training.build_search(config)
-                training.first_member(config, names, self.problem(config, dataset), settings)
-            except ValueError as error:
-                self.tried[pair] = error
-        if (wrong := self.tried[pair]) is not None:
-            raise wrong
-        return self.sources[dataset]
-
-    def problem(self, config: Mapping[str, Any], dataset: str) -> Problem:
-        if self.latest is None or self.latest[0] != dataset:
-            self.latest = dataset, training.build_problem(config)
-        return self.latest[1]
-
-
-def key(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
 
 
 def create(config: DictConfig) -> Path:

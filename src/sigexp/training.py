@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +202,7 @@ def train(
             if isinstance(carried, Shards):
                 carried.close(at_once=True)
             raise
-        fitted = least_squares(carried)
+        fitted = carried.least_squares()
         if isinstance(carried, Shards):
             carried.close()
     population.load_state(outcome.state)
@@ -212,15 +211,6 @@ def train(
     best = population.member(0)
     outputs = outputs_of(population, best, ready.shapes[0])
     return Trained(outcome, best, outputs, feed, calibration, processes, peak, valid, fused, fitted)
-
-
-def least_squares(carried: Carried) -> tuple[Tensor, Tensor] | None:
-    """What the statistics say that a population has learned from, if it has."""
-    held = carried.home.population if isinstance(carried, FusedPopulation) and carried.home else carried
-    whole = held.whole if isinstance(held, Shards) else held
-    if not isinstance(whole, Population) or whole.moments is None or whole.table is None:
-        return None
-    return sharing.once("least squares", partial(whole.moments.least_squares, whole.table))
 
 
 def outputs_of(population: Population, best: nn.Module, shape: tuple[int, ...]) -> evaluation.Predict:

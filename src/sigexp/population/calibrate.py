@@ -19,9 +19,9 @@ import sigexp
 from sigexp import machine
 from sigexp.population import compiling
 from sigexp.population.feed import Feed
-from sigexp.population.plan import Plan
+from sigexp.population.plan import Plan, Wanted
 from sigexp.population.population import Population
-from sigexp.population.race import Race, Wanted
+from sigexp.population.race import Race
 
 
 @dataclass

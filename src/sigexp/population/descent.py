@@ -59,7 +59,7 @@ class Descent(AllAtOnce):
             pointers = [None if tensor is None else tensor.data_ptr() for tensor in given]
             library.moments_descend(linear, optimizer, len(sums), *pointers)
         parts = grad.split([param.numel() for param in params])
-        some = any(self.filled)
+        some = self.filled.any()
         self.gradients = [part.view_as(param) for part, param in zip(parts, params, strict=True)] if some else None
         self.losses = loss
         return [losses[turn[:, p], p] for p in range(members)]
@@ -67,19 +67,13 @@ class Descent(AllAtOnce):
     def _passes(self, examples: int) -> tuple[Tensor, Tensor, Tensor]:
         """Where each pass over so many examples begins, and the end of the last, [passes + 1]; whose minibatch is full
         after it, and the schedule's factors for those, [passes, P]."""
-        sizes, filled, begin = np.array(self.sizes), np.array(self.filled), [0]
-        turns: list[np.ndarray] = []
-        scales: list[Tensor] = []
+        begin, turns, scales = [0], list[np.ndarray](), list[Tensor]()
         while begin[-1] < examples:
-            count = min(int((sizes - filled).min()), examples - begin[-1])
+            count = min(self._room(), examples - begin[-1])
             begin.append(begin[-1] + count)
-            self.seen += count
-            filled = filled + count
-            turns.append(filled == sizes)
-            filled[turns[-1]] = 0
+            turns.append(self._fill(count))
             scales.append(torch.as_tensor(self.scale() if turns[-1].any() else 1.0))
-        self.filled = filled.tolist()
-        rates = torch.stack([scale.float().expand(len(sizes)) for scale in scales])
+        rates = torch.stack([scale.float().expand(len(self.sizes)) for scale in scales])
         return torch.tensor(begin), torch.from_numpy(np.stack(turns)), rates
 
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from sigexp.population.feed import Feed
 from sigexp.population.optimizers import Schedule
 from sigexp.population.plan import Plan
-from sigexp.population.population import HPARAMS, Population, Snapshot, State, join, take
+from sigexp.population.population import Population
 from sigexp.population.shards import Shards
+from sigexp.population.state import HPARAMS, Snapshot, State, join, take
 from sigexp.population.unfinished import advanced, merge, split
 from sigexp.problem import Batch
 
@@ -95,6 +96,9 @@ class FusedPopulation:
 
         answer: dict[str, Tensor] = self.ask(Call(self, key, lambda p: p.evaluate(batch, metrics), divide))
         return answer
+
+    def least_squares(self) -> tuple[Tensor, Tensor] | None:
+        return self.home.population.least_squares() if self.home else None
 
     def plan_key(self) -> str:
         return repr(self.plan)

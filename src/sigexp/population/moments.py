@@ -14,6 +14,7 @@ would be a small difference of large numbers, of which float32 leaves nothing wh
 Axes: P members, B examples, K features, D outputs, S positions.
 """
 
+import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -58,6 +59,7 @@ class Moments:
     def __init__(self, front: nn.Module, layer: nn.Linear | nn.Conv1d | nn.Conv2d) -> None:
         """front: what comes before the layer, without parameters. Use `of`, which finds both in a model."""
         self.front, self.layer = front, layer
+        self._solved: tuple[weakref.ref[Tensor], tuple[Tensor, Tensor]] | None = None
         D, K = len(layer.weight), layer.weight[0].numel() + (layer.bias is not None)
         self.outputs, self.features, self.values = D, K, K * (K + 1) // 2 + D * K + 1
         kernel, dilation = ((1,), (1,)) if isinstance(layer, nn.Linear) else (layer.kernel_size, layer.dilation)
@@ -87,6 +89,11 @@ class Moments:
 
     def least_squares(self, table: Tensor) -> tuple[Tensor, Tensor]:
         """The layer's weight and bias [D] (empty where it has none) of least squared error over all rows: float64."""
+        if self._solved is None or self._solved[0]() is not table:
+            self._solved = weakref.ref(table), self._solve(table)  # which would else live as long as this
+        return self._solved[1]
+
+    def _solve(self, table: Tensor) -> tuple[Tensor, Tensor]:
         sums = torch.stack([rows.sum(0).double() for rows in table.split(SUMMED)]).sum(0)
         R, q, _ = self._unpack(sums)
         weights = self.centre.double() + q @ torch.linalg.pinv(R, rtol=ROUNDING, hermitian=True)

@@ -50,3 +50,20 @@ class Plan:
         number = self.processes * self.threads
         carriers = "processes" if self.processes > 1 else "threads" if number > 1 else "thread"
         return ", ".join([*parts, f"{number} {carriers}"])
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the trainer's settings leave open, and the extent of the run.
+
+    execution: auto, together, sequential or moments. processes: a number, or None for what is quicker. threads: of the
+    arithmetic in all. memory_limit: bytes for the activations of a pass, or None for half of what is free.
+    samples: member-samples of the whole run. members: that train for most of it.
+    """
+
+    execution: str = "auto"
+    processes: int | None = None
+    threads: int = 1
+    memory_limit: int | None = None
+    samples: int = 100_000
+    members: int = 8

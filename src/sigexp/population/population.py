@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,34 +26,12 @@ from sigexp.population.one_by_one import OneByOne
 from sigexp.population.optimizers import SLOTS, Schedule
 from sigexp.population.padded import Padded
 from sigexp.population.plan import Plan
+from sigexp.population.state import HPARAMS, Snapshot, State, module_of, take
 from sigexp.population.steps import AllAtOnce, Flat
 from sigexp.population.together import Together
 from sigexp.problem import Batch, PerExample
 
 log = logging.getLogger("sigexp")
-State = dict[str, Tensor]
-HPARAMS = ("lr", "momentum", "weight_decay", "batch_size")
-
-
-def take(state: Mapping[str, Tensor], members: Tensor) -> State:
-    """The members [Q] int64 of a state, in that order, as copies."""
-    return {name: tensor[members.to(tensor.device)] for name, tensor in state.items()}
-
-
-def join(*states: Mapping[str, Tensor]) -> State:
-    """The members of several states as one."""
-    return {name: torch.cat([state[name] for state in states]) for name in states[0]}
-
-
-class Snapshot(NamedTuple):
-    """All that the future of a population depends on, between two calls of `advance`.
-
-    unfinished, plans: of every part of it that is computed by itself; minibatches not yet full, and random numbers.
-    """
-
-    members: State
-    unfinished: list[State]
-    plans: list[Plan]
 
 
 class Population:
@@ -211,6 +189,12 @@ class Population:
             log.info("second-order statistics of %d examples: %.1f s", len(self.table), time.perf_counter() - began)
         return Batch(self.table, self.moments.centre)
 
+    def least_squares(self) -> tuple[Tensor, Tensor] | None:
+        """Weight and bias, float64, of least error on the training set, where its statistics were learned from."""
+        if self.moments is None or self.table is None:
+            return None
+        return self.moments.least_squares(self.table)
+
     def learn_from(self, statistics: Batch) -> None:
         """Take what `statistics` of a population of the same model gave."""
         assert self.moments is not None
@@ -311,13 +295,3 @@ class Population:
     def member(self, p: int) -> nn.Module:
         """A free-standing copy of one member, in evaluation mode and the usual memory layout."""
         return module_of(self.template, {name: tensor[p : p + 1] for name, tensor in self.store.items()})
-
-
-def module_of(template: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """The only member of a state as a module of its own, in evaluation mode and the usual memory layout."""
-    member = copy.deepcopy(template)
-    with torch.no_grad():
-        for name, tensor in [*member.named_parameters(), *member.named_buffers()]:
-            kind = "params" if tensor.requires_grad else "buffers"
-            tensor.copy_(state[f"{kind}/{name}"][0])
-    return member.eval()

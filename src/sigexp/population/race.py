@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from sigexp import machine
 from sigexp.population.moments import Moments
 from sigexp.population.optimizers import LARGE
-from sigexp.population.plan import Plan
-from sigexp.population.population import Population, take
+from sigexp.population.plan import Plan, Wanted
+from sigexp.population.population import Population
+from sigexp.population.state import take
 from sigexp.population.timing import least_seconds, quickest
 from sigexp.problem import Batch
 
@@ -37,23 +38,6 @@ SHORT = 1.0  # seconds of training, of which a race would cost more than it can 
 SURE = 4  # times that of members together, above which other passes and processes will not be as quick
 MOST_MOMENTS = 8  # times as many numbers as an example has, above which statistics do not pay
 AGREEMENT = 2e-3  # relative difference of losses between two ways of computing in float32
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What the trainer's settings leave open, and the extent of the run.
-
-    execution: auto, together, sequential or moments. processes: a number, or None for what is quicker. threads: of the
-    arithmetic in all. memory_limit: bytes for the activations of a pass, or None for half of what is free.
-    samples: member-samples of the whole run. members: that train for most of it.
-    """
-
-    execution: str = "auto"
-    processes: int | None = None
-    threads: int = 1
-    memory_limit: int | None = None
-    samples: int = 100_000
-    members: int = 8
 
 
 class Race:

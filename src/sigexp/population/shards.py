@@ -14,7 +14,8 @@ from sigexp.population.actors import Actor
 from sigexp.population.crew import Crew, Shared, Worker
 from sigexp.population.feed import Feed
 from sigexp.population.optimizers import Schedule
-from sigexp.population.population import HPARAMS, Population, Snapshot, State, join, take
+from sigexp.population.population import Population
+from sigexp.population.state import HPARAMS, Snapshot, State, join, take
 from sigexp.problem import Batch
 
 if TYPE_CHECKING:
@@ -153,6 +154,9 @@ class Shards:
 
     def evaluate(self, batch: Batch, metrics: Collection[str] | None = None) -> dict[str, Tensor]:
         return join(*self._ask("evaluate", lambda _: [batch, metrics]))
+
+    def least_squares(self) -> tuple[Tensor, Tensor] | None:
+        return self.whole.least_squares()
 
     def member(self, p: int) -> nn.Module:
         self.whole.load_state(self.state())

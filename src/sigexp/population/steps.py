@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,8 @@ from sigexp.population.optimizers import LARGE, SLOTS, clipped, compiled_update,
 from sigexp.problem import Batch
 
 if TYPE_CHECKING:
-    from sigexp.population.population import Population, State
+    from sigexp.population.population import Population
+    from sigexp.population.state import State
 
 log = logging.getLogger("sigexp")
 LEARNING = ("lr", "momentum", "weight_decay")
@@ -83,9 +85,10 @@ class AllAtOnce:
         count = len(population)
         self.population, self.flat = weakref.proxy(population), flat
         self.sizes = [int(size) for size in population.hparams["batch_size"]]
+        self.full = np.array(self.sizes)  # the same, to reckon with
         self.weights = 1 / torch.tensor(self.sizes, dtype=torch.float64, device=population.device)
         self.seen = seen  # examples since the beginning
-        self.filled = [0] * count  # of them in each member's unfinished minibatch
+        self.filled = np.zeros(count, np.int64)  # of them in each member's unfinished minibatch
         self.waiting: list[Batch] = []  # examples, of models that take a minibatch whole
         self.gradients: list[Tensor] | None = None
         self.unused: list[str] = []
@@ -98,7 +101,7 @@ class AllAtOnce:
         done: list[list[Tensor]] = [[] for _ in self.sizes]
         batch, self.waiting = joined(self.waiting, batch), []
         while offset < len(batch.inputs):
-            count = min(size - filled for size, filled in zip(self.sizes, self.filled, strict=True))
+            count = self._room()
             rest = len(batch.inputs) - offset
             if population.whole and rest < count:
                 self.waiting = [Batch(*(part[offset:] for part in batch))]
@@ -115,14 +118,23 @@ class AllAtOnce:
                 pairs = zip(done, others, strict=True)
                 return [torch.cat([*[loss[None] for loss in losses], other]) for losses, other in pairs]
             offset += count
-            self.seen += count
-            self.filled = [filled + count for filled in self.filled]
-            due = [p for p, (size, filled) in enumerate(zip(self.sizes, self.filled, strict=True)) if filled == size]
-            if due:
+            if due := np.flatnonzero(self._fill(count)).tolist():
                 losses = self._update(due)
                 for i, p in enumerate(due):
                     done[p].append(losses[i])
         return [torch.stack(losses) if losses else self.losses.new_empty(0) for losses in done]
+
+    def _room(self) -> int:
+        """The examples that all members can take before one of them has filled its minibatch."""
+        return int((self.full - self.filled).min())
+
+    def _fill(self, count: int) -> np.ndarray:
+        """A pass takes so many examples: whose minibatch is full after it, and the next one empty, [P] bool."""
+        self.seen += count
+        self.filled = self.filled + count
+        turn = self.filled == self.full
+        self.filled[turn] = 0
+        return turn
 
     def _accumulate(self, batch: Batch) -> None:
         """Add the gradients of one pass to those of every member's unfinished minibatch."""
@@ -167,8 +179,6 @@ class AllAtOnce:
             losses = self._update_everyone(self.flat)
         else:
             losses = self._update_by_parameters(due)
-        for p in due:
-            self.filled[p] = 0
         if everyone:
             self.gradients = None
             self.losses = torch.zeros_like(self.losses)
@@ -234,7 +244,11 @@ class AllAtOnce:
         """What waits for the next call; nothing at the beginning."""
         if self.seen == 0:
             return {}
-        found = {"seen": torch.tensor(self.seen), "filled": torch.tensor(self.filled), "losses": self.losses.clone()}
+        found = {
+            "seen": torch.tensor(self.seen),
+            "filled": torch.from_numpy(self.filled),
+            "losses": self.losses.clone(),
+        }
         for name, part in zip(Batch._fields, self.waiting[0] if self.waiting else (), strict=False):
             found[f"waiting/{name}"] = part.clone()  # parts of a population wait with those of the same batch
         if self.gradients is not None:
@@ -245,7 +259,7 @@ class AllAtOnce:
     def go_on(self, unfinished: Mapping[str, Tensor]) -> None:
         """Begin where `unfinished` was taken."""
         device = self.population.device
-        self.seen, self.filled = int(unfinished["seen"]), unfinished["filled"].tolist()
+        self.seen, self.filled = int(unfinished["seen"]), unfinished["filled"].numpy().copy()
         self.losses = unfinished["losses"].to(device)
         self.waiting = waiting(unfinished, "waiting", device)
         if "used" in unfinished:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-State = dict[str, Tensor]
+from sigexp.population.state import State
+
 WAITING = "waiting/"
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from sigexp.metrics import METRICS, higher_is_better
 from sigexp.names import Names
-from sigexp.population.population import module_of
+from sigexp.population.state import module_of
 from sigexp.problem import Batch, Problem
 from sigexp.report import model_graph, snapshots
 from sigexp.report.board_text import described, hparams_of, indented, layout, verdict

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sigexp.population.plan import Plan
-from sigexp.population.population import HPARAMS, Snapshot, State
+from sigexp.population.state import HPARAMS, Snapshot, State
 from sigexp.search.base import Candidate, HParams, Recorded, Round
 from sigexp.search.records import MemberRecord
 

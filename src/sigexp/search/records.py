@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sigexp.population.population import State
+from sigexp.population.state import State
 from sigexp.search.base import HParams
 
 

@@ -15,8 +15,9 @@ from sigexp.population.feed import Feed
 from sigexp.population.fused import FusedPopulation
 from sigexp.population.optimizers import Schedule
 from sigexp.population.plan import Plan
-from sigexp.population.population import Population, Snapshot, join, take
+from sigexp.population.population import Population
 from sigexp.population.shards import Shards
+from sigexp.population.state import Snapshot, join, take
 from sigexp.problem import Batch, Problem
 from sigexp.search.base import Candidate, HParams, Round, Search
 from sigexp.search.progress import Progress, recent

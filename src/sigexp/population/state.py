@@ -1,0 +1,44 @@
+"""Members as tensors that lead with P, parameters, optimizer state and all: chosen, and put together."""
+
+import copy
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sigexp.population.plan import Plan
+
+State = dict[str, Tensor]
+HPARAMS = ("lr", "momentum", "weight_decay", "batch_size")
+
+
+def take(state: Mapping[str, Tensor], members: Tensor) -> State:
+    """The members [Q] int64 of a state, in that order, as copies."""
+    return {name: tensor[members.to(tensor.device)] for name, tensor in state.items()}
+
+
+def join(*states: Mapping[str, Tensor]) -> State:
+    """The members of several states as one."""
+    return {name: torch.cat([state[name] for state in states]) for name in states[0]}
+
+
+class Snapshot(NamedTuple):
+    """All that the future of a population depends on, between two calls of `advance`.
+
+    unfinished, plans: of every part of it that is computed by itself; minibatches not yet full, and random numbers.
+    """
+
+    members: State
+    unfinished: list[State]
+    plans: list[Plan]
+
+
+def module_of(template: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """The only member of a state as a module of its own, in evaluation mode and the usual memory layout."""
+    member = copy.deepcopy(template)
+    with torch.no_grad():
+        for name, tensor in [*member.named_parameters(), *member.named_buffers()]:
+            kind = "params" if tensor.requires_grad else "buffers"
+            tensor.copy_(state[f"{kind}/{name}"][0])
+    return member.eval()
