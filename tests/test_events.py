@@ -149,8 +149,7 @@ def test_pictures_at_a_handful_of_rounds(tmp_path: Path):
 
 def drawn(folder: Path) -> list[int]:
     """Steps of the pictures that TensorBoard finds."""
-    read = EventAccumulator(str(folder), size_guidance={"images": 0})
-    read.Reload()
+    read = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
     known = "progress/examples" in read.Tags()["images"]
     return [e.step for e in read.Images("progress/examples")] if known else []
 
@@ -167,6 +166,7 @@ def test_pictures_wait_while_a_run_is_young(tmp_path: Path, monkeypatch):
         made.references({})
         return made
 
+    monkeypatch.setattr(boards, "YOUNG_S", 60.0)
     first = board()
     for one in done[:6]:
         first.round(one)

@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -312,16 +313,27 @@ def test_a_fork_does_without_the_statistics_alone():
 @on_linux
 def test_statistics_are_left_out_of_forks(workdir, plain, forks, monkeypatch):
     forks(lambda: None)
-    seen, fork = [], parting.fork
+    seen, tables, fork = [], [], parting.fork
 
     def note(longest, without):
         seen.append([len(tensor) for tensor in without])
+        tables.extend(map(weakref.ref, without))
         return fork(longest, without)
 
     monkeypatch.setattr(parting, "fork", note)
     assert main([*SMALL, *FOUR, "trainer.execution=moments", "search.max_samples=400"]) == 0
     assert seen
     assert all(len(lengths) == 1 for lengths in seen), "one table for all"
+    assert not any(table() is not None for table in tables), "and it is given back with the group"
+
+
+@on_linux
+def test_the_peak_of_memory_is_that_of_the_whole_run(workdir, plain, forks, monkeypatch):
+    forks(lambda: None)
+    parent = os.getpid()
+    monkeypatch.setattr(machine, "peak_memory_bytes", lambda: 2_000 if os.getpid() == parent else 1_000)
+    assert main([*SMALL, *FOUR]) == 0
+    assert [result(folder)["peak_memory_bytes"] for folder in runs("outputs").values()] == [2_000] * 4
 
 
 @on_linux

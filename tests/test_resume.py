@@ -387,3 +387,34 @@ def test_steps_in_tensorboard_never_go_back(workdir, monkeypatch):
                                                    (folder / "rounds.jsonl").read_text().splitlines()})  # fmt: skip
     for tag, found in steps.items():
         assert found == sorted(found), tag
+
+
+@pytest.mark.parametrize("end", ["interrupted", "failed"])
+def test_a_young_run_that_ends_early_has_its_pictures(workdir, monkeypatch, end):
+    """Which wait while a run is young, and are not drawn again when it is taken up."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    def pictured():
+        files = sorted(only("out/gaussian/linear/*").glob("events.out.tfevents.*"))
+        values = [(e.step, v) for path in files for e in EventFileLoader(str(path)).Load() for v in e.summary.value]
+        return [step for step, value in values if value.tag == "progress/kernels"]
+
+    pause = keeping.Keeper.pause
+    count = iter(range(1000))
+
+    def ending(self, loop, begins, request, calibration, board):
+        if next(count) == 9:
+            if end == "failed":
+                raise RuntimeError("broken")
+            os.kill(os.getpid(), stopping.signal.SIGINT)
+        pause(self, loop, begins, request, calibration, board)
+
+    monkeypatch.setattr(keeping.Keeper, "pause", ending)
+    assert main(TINY) == (130 if end == "interrupted" else 1)
+    before = pictured()
+    assert before
+    monkeypatch.setattr(keeping.Keeper, "pause", pause)
+    assert main(["resume", str(only("out/gaussian/linear/*"))]) == 0
+    if end == "interrupted":
+        assert pictured()[: len(before)] == before
+        assert len({*pictured()}) == len(pictured()) > len(before)

@@ -14,6 +14,7 @@ from torch import nn
 
 from sigexp.layers.fft_conv import FFTConv2d
 from sigexp.population import calibrate as calibration
+from sigexp.population import compiling
 from sigexp.population.calibrate import calibrate
 from sigexp.population.feed import Feed
 from sigexp.population.plan import Plan, Wanted
@@ -150,6 +151,19 @@ def test_a_race_chooses_what_it_measured_to_be_quickest(monkeypatch):
     assert str(found.plan) in found.rates
     monkeypatch.setattr(calibration.Race, "_time", lambda self, plan, rows, length: 5.0 + (plan == Plan()))
     assert raced(make).plan == Plan()
+
+
+def test_a_plan_is_known_again_with_the_same_kernels_alone(monkeypatch):
+    def key(make):
+        return calibration._key(population(2, Plan(), make), feed(), Wanted(), 4)
+
+    recurrent, layers = (lambda: nn.Sequential(nn.LSTM(8, 2))), partial(nn.Conv2d, 1, 1, 3)
+    before, real = (key(recurrent), key(layers)), compiling.kernel
+    if real() is None:
+        pytest.skip("there is no C compiler")
+    monkeypatch.setattr(compiling, "kernel", lambda part="layers": None if part == compiling.LSTM else real(part))
+    assert key(recurrent) != before[0]
+    assert key(layers) == before[1]
 
 
 @pytest.mark.parametrize("make", [MixesExamples, DependsOnData])

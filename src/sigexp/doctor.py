@@ -201,10 +201,10 @@ def native_kernels() -> tuple[str, str, str]:
     compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None:
         return name, "warn", "no C compiler (cc, gcc, clang): training is slower; on Debian: apt install gcc"
-    library = compiling.kernel()
-    if library is None:
+    libraries = [compiling.kernel(part) for part in compiling.SOURCES]
+    if None in libraries:
         return name, "warn", f"{compiler} cannot compile them: training is slower; the log of a run says why"
-    return name, "ok", f"compiled by {compiler}: {library._name}"
+    return name, "ok", f"compiled by {compiler}: {', '.join(library._name for library in libraries if library)}"
 
 
 def data() -> Lines:

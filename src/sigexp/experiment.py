@@ -196,7 +196,7 @@ def summary(
         "train_seconds": outcome.train_seconds,
         "member_samples_per_second": outcome.total_samples
         / max(outcome.train_seconds + trained.calibration.seconds, 1e-9),
-        "peak_memory_bytes": machine.peak_memory_bytes() + trained.peak_memory_bytes,
+        "peak_memory_bytes": max(machine.peak_memory_bytes(), trained.here_bytes) + trained.beside_bytes,
         "best": {
             "id": outcome.best.id,
             "round": outcome.best.round,

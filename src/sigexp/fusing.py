@@ -112,10 +112,11 @@ class Turn:
         self.trained = True
         self._wait()
         self.trained = False
-        if self.apart is None:
+        aside, self.apart = self.apart, None  # or what it is without would live as long as this
+        if aside is None:
             return
         try:
-            self.fork = parting.fork(self.apart.longest, self.apart.without)
+            self.fork = parting.fork(aside.longest, aside.without)
         except OSError as error:
             log.info("the run ends in the sweep's own process: %s", error.strerror)
             return

@@ -75,6 +75,8 @@ class Keeper:
         """Between two steps: save where that is due, and end where a signal asked for it."""
         ended = loop.now.stopped is not None
         if request or ended or self.checkpoints.due(begins):
+            if request:
+                board.catch_up()
             now = loop.saved()
             tensors, data = encode(now)
             data |= {

@@ -57,8 +57,8 @@ def prepare(config: Mapping[str, Any], names: Names) -> Ready:
     weighing.check_examples(config, problem, shapes)
     settings = build_search(config)
     first = first_member(config, names, problem, settings)
-    if any(isinstance(module, nn.LSTM) for module in first.modules()):
-        compiling.begin(compiling.LSTM)
+    for part in compiling.parts_of(first):
+        compiling.begin(part)
     weighing.check_members(config, first, shapes, names.model, str(device))
     others = map(settings.origin, range(1, settings.members))
     members = [first, *(initial_model(config, shapes, config["seed"], member) for member in others)]
@@ -134,7 +134,8 @@ class Trained:
     feed: Feed
     calibration: Calibration
     processes: int
-    peak_memory_bytes: int  # of the processes beside this one
+    here_bytes: int  # the most memory that this process has held until then; a fork of it has not all of that
+    beside_bytes: int  # the same of the processes beside this one
     references: Mapping[str, Mapping[str, float]]  # on validation data
     fused: Mapping[str, Any] | None  # the runs that it shared a population with
     fitted: tuple[Tensor, Tensor] | None  # weight and bias of least error on the training set, where they are known
@@ -198,19 +199,21 @@ def train(
                     on_pause=lambda loop, begins: kept.pause(loop, begins, request, calibration, board),
                     step=at_once(calibration.plan, shared.batch_size) if shared else None,
                 ).run(progress, kept.past(settings.selection))
-        except BaseException:
+        except BaseException as error:
             if isinstance(carried, Shards):
                 carried.close(at_once=True)
+            if isinstance(error, Exception):
+                board.give_up()
             raise
         fitted = carried.least_squares()
         if isinstance(carried, Shards):
             carried.close()
     population.load_state(outcome.state)
-    peak = carried.peak_memory_bytes if isinstance(carried, Shards) else 0
+    here, beside = machine.peak_memory_bytes(), carried.peak_memory_bytes if isinstance(carried, Shards) else 0
     fused = shared.described(calibration.plan) if shared and isinstance(carried, FusedPopulation) else None
     best = population.member(0)
     outputs = outputs_of(population, best, ready.shapes[0])
-    return Trained(outcome, best, outputs, feed, calibration, processes, peak, valid, fused, fitted)
+    return Trained(outcome, best, outputs, feed, calibration, processes, here, beside, valid, fused, fitted)
 
 
 def outputs_of(population: Population, best: nn.Module, shape: tuple[int, ...]) -> evaluation.Predict:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sigexp.machine import cache_dir
 
@@ -146,6 +146,11 @@ def kernel(part: str = LAYERS) -> ctypes.CDLL | None:
     except (OSError, ValueError, RuntimeError, AttributeError, subprocess.SubprocessError) as reason:
         log.info("training goes on without compiled kernels: %s", " ".join(str(reason).split())[:200])
         return None
+
+
+def parts_of(model: nn.Module) -> list[str]:
+    """Which parts a model's layers are in."""
+    return [LAYERS, *[LSTM] * any(isinstance(module, nn.LSTM) for module in model.modules())]
 
 
 def begin(part: str = LAYERS) -> None:

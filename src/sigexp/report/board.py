@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import quantiles
@@ -132,6 +133,11 @@ class Board:
             step, state = self.waiting.pop(0)
             self.progress(module_of(self.template, state), step)
 
+    def give_up(self) -> None:
+        """The run has failed, and its pictures may say why."""
+        with suppress(Exception):  # its own error is what counts
+            self.catch_up()
+
     def progress(self, model: nn.Module, step: int) -> None:
         """Pictures of the best member so far; the same tags every time, so that a slider goes through them."""
         if step == self.pictured or self.shown is None:
@@ -226,6 +232,7 @@ def round_scalars(done: RoundRecord, judged: str) -> dict[str, float]:
 
 
 def spread(tag: str, values: list[float]) -> dict[str, float]:
+    values = [value for value in values if math.isfinite(value)]
     if not values:
         return {}
     low, middle, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
