@@ -90,7 +90,7 @@ class Moments:
     def least_squares(self, table: Tensor) -> tuple[Tensor, Tensor]:
         """The layer's weight and bias [D] (empty where it has none) of least squared error over all rows: float64."""
         if self._solved is None or self._solved[0]() is not table:
-            self._solved = weakref.ref(table), self._solve(table)  # which would else live as long as this
+            self._solved = weakref.ref(table), self._solve(table)  # weak: the table is large
         return self._solved[1]
 
     def _solve(self, table: Tensor) -> tuple[Tensor, Tensor]:

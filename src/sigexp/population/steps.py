@@ -85,7 +85,7 @@ class AllAtOnce:
         count = len(population)
         self.population, self.flat = weakref.proxy(population), flat
         self.sizes = [int(size) for size in population.hparams["batch_size"]]
-        self.full = np.array(self.sizes)  # the same, to reckon with
+        self.full = np.array(self.sizes)  # the same, as `filled` is reckoned with
         self.weights = 1 / torch.tensor(self.sizes, dtype=torch.float64, device=population.device)
         self.seen = seen  # examples since the beginning
         self.filled = np.zeros(count, np.int64)  # of them in each member's unfinished minibatch
@@ -246,7 +246,7 @@ class AllAtOnce:
             return {}
         found = {
             "seen": torch.tensor(self.seen),
-            "filled": torch.from_numpy(self.filled),
+            "filled": torch.tensor(self.filled),
             "losses": self.losses.clone(),
         }
         for name, part in zip(Batch._fields, self.waiting[0] if self.waiting else (), strict=False):
@@ -259,7 +259,7 @@ class AllAtOnce:
     def go_on(self, unfinished: Mapping[str, Tensor]) -> None:
         """Begin where `unfinished` was taken."""
         device = self.population.device
-        self.seen, self.filled = int(unfinished["seen"]), unfinished["filled"].numpy().copy()
+        self.seen, self.filled = int(unfinished["seen"]), unfinished["filled"].cpu().numpy().copy()
         self.losses = unfinished["losses"].to(device)
         self.waiting = waiting(unfinished, "waiting", device)
         if "used" in unfinished:
