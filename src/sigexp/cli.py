@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sigexp import __version__, catalog, stopping
+from sigexp import __version__, catalog, garbage, stopping
 from sigexp.usage import FIRST, HELP, WrongCommand
 from sigexp.verbs import VERBS, carry_out
 
@@ -203,6 +203,7 @@ def start(
     machine.configure_torch(trainer["threads"], trainer["deterministic"])
     from sigexp import experiment
 
+    garbage.now()
     said = command or shlex.join(["sigexp", *overrides])
     return experiment.run(config, names, overrides, said, allocator_tuned=tuned, again=again)
 
@@ -216,8 +217,11 @@ def explain(error: BaseException) -> tuple[int, str]:
 
 def script() -> None:
     """The console script."""
+    garbage.later()
     stopping.install()
-    sys.exit(main())
+    code = main()
+    garbage.never()
+    sys.exit(code)
 
 
 if __name__ == "__main__":

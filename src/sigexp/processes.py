@@ -19,10 +19,12 @@ from sigexp import machine, stopping
 
 # Before torch is loaded, which takes seconds, the process is bound to this one, and the allocator is set.
 COMMAND = """\
-from sigexp import machine
+from sigexp import garbage, machine
+garbage.later()
 machine.end_with_parent({parent})
 {tune} and machine.tune_allocator()
 import {module} as m
+garbage.now()
 m.serve({descriptor})"""
 SECONDS_TO_SAVE = stopping.PATIENCE_S + 5
 
