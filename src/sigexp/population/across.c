@@ -1,9 +1,11 @@
 /* Convolutions whose vectors are one pixel of LANES examples.
 
    No vector is half empty at the end of a row, and all lie in memory as the processor likes it best; but images must be
-   transposed. That is done for a few channels at a time, so that what is in use stays in the cache. */
+   transposed, unless they lie across already, as [C, H, W, B], because another such convolution has made them. All is
+   done for a few channels at a time, so that what is in use stays in the cache. */
 
 #include "across.h"
+#include "exponential.h"
 
 #define BLOCK 8         /* channels at a time */
 #define SOME_TAPS 9     /* of a kernel; with fewer, transposing takes too long */
@@ -27,7 +29,36 @@ int across_takes(const Shape *s) {
     size taps = s->kernel_height * s->kernel_width;
     size pixels = (s->height + 2 * s->pad_rows) * (s->width + 2 * s->pad_columns);
     size lanes = rounded(s->examples) * s->out_width, of_rows = s->examples * rounded(s->out_width); /* used, empty too */
-    return pixels <= FEW_PIXELS && taps >= SOME_TAPS && (lanes < of_rows || (lanes == of_rows && taps >= MANY_TAPS));
+    if (pixels > FEW_PIXELS || taps < SOME_TAPS) return 0;
+    if (s->from_across || s->nonlinearity) return s->examples % LANES == 0; /* half of the transposing is not needed */
+    return lanes < of_rows || (lanes == of_rows && taps >= MANY_TAPS);
+}
+
+/* As population/nonlinearity.py counts them. */
+enum { NONE, SIGMOID, CENTRED_SIGMOID, RELU, LEAKY_RELU, TANH };
+
+inline_ vec select(ivec where, vec one, vec other) { return (vec)(((ivec)one & where) | ((ivec)other & ~where)); }
+
+/* NaN stays NaN. */
+inline_ vec value_of(size nonlinearity, float slope, vec x) {
+    switch (nonlinearity) {
+    case SIGMOID: return 1 / (1 + power2(-LOG2E * x));
+    case CENTRED_SIGMOID: return 1 / (1 + power2(-LOG2E * x)) - 0.5f;
+    case RELU: return select(x < filled(0), filled(0), x);
+    case LEAKY_RELU: return select(x < filled(0), slope * x, x);
+    default: return 2 / (1 + power2(-2 * LOG2E * x)) - 1;
+    }
+}
+
+/* grad times the derivative, where the value is y. */
+inline_ vec towards_x(size nonlinearity, float slope, vec grad, vec y) {
+    switch (nonlinearity) {
+    case SIGMOID: return grad * (y * (1 - y));
+    case CENTRED_SIGMOID: return grad * (0.25f - y * y);
+    case RELU: return select(y > filled(0), grad, filled(0));
+    case LEAKY_RELU: return select(y > filled(0), grad, slope * grad);
+    default: return grad * (1 - y * y);
+    }
 }
 
 /* to[c * column + r] = from[r * row + c] of LANES rows and columns: rows that are half of them apart are interleaved, as
@@ -92,13 +123,40 @@ static void spread(Images made, float *to, size plane, size example, size channe
         spread_line(made.data + c * made.plane, to + c * plane, example, examples, pixels);
 }
 
+/* Images [C, H, W, B] of `examples`. */
+static Images lying_across(float *data, size examples, size height, size width) {
+    return (Images){data, height * width * examples, 1, width * examples, examples, 0, 0};
+}
+
+/* Images that lie across to `room`; as gradients of what gave y, if there is one. */
+static void put(Images room, Images from, const float *y, const Shape *s, size channels, size height, size width) {
+    for (size c = 0; c < channels; c++)
+        for (size i = 0; i < height; i++) {
+            size line = c * from.plane + i * from.row;
+            float *to = inner(room) + c * room.plane + i * room.row;
+            for (size j = 0; j < width; j++) {
+                vec here = load(from.data + line + j * from.column);
+                if (y) here = towards_x(s->nonlinearity, s->slope, here, load(y + line + j * from.column));
+                *(vec *)(to + j * LANES) = here;
+            }
+        }
+}
+
+static void apply(Images made, const Shape *s, size channels) {
+    for (size c = 0; c < channels; c++)
+        for (size i = 0; i < s->out_height * s->out_width; i++) {
+            vec *here = (vec *)(made.data + c * made.plane + i * made.column);
+            *here = value_of(s->nonlinearity, s->slope, *here);
+        }
+}
+
 static int vectors_of(Vectors *v, size height, size step, size width, Images from, Images to) {
     size count = height / step * width, *at = allocate(3 * count, sizeof(size)), n = 0;
     *v = (Vectors){count, at, at + count, at + 2 * count};
     if (!at) return 1;
     for (size i = 0; i < height; i += step)
         for (size j = 0; j < width; j++, n++)
-            v->from[n] = i * from.row + j * LANES, v->to[n] = i * to.row + j * LANES, v->lanes[n] = LANES;
+            v->from[n] = i * from.row + j * LANES, v->to[n] = i * to.row + j * to.column, v->lanes[n] = LANES;
     return 0;
 }
 
@@ -110,7 +168,8 @@ int across_forward(Shape s, size first, size last, float *x, float *weight, floa
     size reach = (s.kernel_width - 1) * s.step_columns, plane = s.examples * pixels, out_plane = s.examples * out_pixels;
     Images room = room_of(least(s.inputs, BLOCK), s.height, s.pad_rows, s.pad_columns,
                           larger(s.pad_columns + s.width, s.out_width + reach));
-    Images made = room_of(least(s.outputs, BLOCK), s.out_height, 0, 0, s.out_width);
+    Images made = lying_across(out, s.examples, s.out_height, s.out_width);
+    if (!s.nonlinearity) made = room_of(least(s.outputs, BLOCK), s.out_height, 0, 0, s.out_width);
     Vectors v = {0};
     size *taps = taps_of(&f, least(s.inputs, BLOCK), room);
     float *packed = allocate(f.outputs * count * (last - first), sizeof(float));
@@ -122,31 +181,41 @@ int across_forward(Shape s, size first, size last, float *x, float *weight, floa
     for (size b = 0; b < s.examples; b += LANES)
         for (size p = first; p < last; p++) {
             size n = least(s.examples - b, LANES);
-            float *own = x + (s.shared ? 0 : p) * s.inputs * plane + b * pixels;
+            float *own = x + (s.shared ? 0 : p) * s.inputs * plane + (s.from_across ? b : b * pixels);
             float *weights = packed + (p - first) * f.outputs * count, same[ROWS] = {bias[p], bias[p]};
             for (size d = 0; d < s.outputs; d += BLOCK) {
                 size made_channels = least(s.outputs - d, BLOCK);
+                if (s.nonlinearity) made.data = out + (p * s.outputs + d) * out_plane + b;
                 for (size c = 0; c < s.inputs; c += BLOCK) {
                     size channels = least(s.inputs - c, BLOCK);
-                    if (s.inputs > BLOCK || (d == 0 && (p == first || !s.shared)))
-                        gather(room, own + c * plane, plane, pixels, channels, n, s.height, s.width);
+                    if (s.inputs > BLOCK || (d == 0 && (p == first || !s.shared))) {
+                        if (s.from_across)
+                            put(room, lying_across(own + c * plane, s.examples, s.height, s.width), 0, &s, channels,
+                                s.height, s.width);
+                        else
+                            gather(room, own + c * plane, plane, pixels, channels, n, s.height, s.width);
+                    }
                     correlate(room.data, &v, taps, c * taps_per_channel, channels * taps_per_channel, count,
                               fold_rows ? ROWS : made_channels, weights + d * count,
                               fold_rows ? same : bias + p * s.outputs + d, made.data,
                               fold_rows ? made.row : made.plane, c > 0);
                 }
-                spread(made, out + (p * s.outputs + d) * out_plane + b * out_pixels, out_plane, out_pixels,
-                       made_channels, n, out_pixels);
+                if (s.nonlinearity)
+                    apply(made, &s, made_channels);
+                else
+                    spread(made, out + (p * s.outputs + d) * out_plane + b * out_pixels, out_plane, out_pixels,
+                           made_channels, n, out_pixels);
             }
         }
     failed = 0;
 end:
-    free(room.data), free(made.data), free(taps), free(packed), free(higher), free(v.from);
+    if (!s.nonlinearity) free(made.data);
+    free(room.data), free(taps), free(packed), free(higher), free(v.from);
     return failed;
 }
 
-/* x_grad may be 0; weight_grad and bias_grad begin as zeros. */
-int across_backward(Shape s, size first, size last, float *x, float *weight, float *grad, float *x_grad,
+/* x_grad may be 0; weight_grad and bias_grad begin as zeros. out is looked at where there is a nonlinearity. */
+int across_backward(Shape s, size first, size last, float *x, float *weight, float *out, float *grad, float *x_grad,
                     float *weight_grad, float *bias_grad) {
     Shape f = folded(s);
     int fold_rows = f.outputs != s.outputs, failed = 1;
@@ -160,11 +229,12 @@ int across_backward(Shape s, size first, size last, float *x, float *weight, flo
                           larger(s.pad_columns + s.width, s.out_width + reach));
     Images wide = room_of(least(s.outputs, BLOCK), s.out_height, top, left,
                           x_grad ? larger(left + s.out_width, s.width + reach) : s.out_width);
-    Images made = room_of(least(s.inputs, BLOCK), s.height, 0, 0, s.width);
+    Images made = lying_across(x_grad, s.examples, s.height, s.width);
+    if (!s.from_across) made = room_of(least(s.inputs, BLOCK), s.height, 0, 0, s.width);
     Vectors learned = {0}, returned = {0};
     size *taps = taps_of(&f, least(s.inputs, BLOCK), room), *turned = taps_of(&s, least(s.outputs, BLOCK), wide);
     float *packed = allocate(weights, sizeof(float)), *higher = allocate(f.outputs * count, sizeof(float));
-    if (!room.data || !wide.data || !made.data || !taps || !turned || !packed || !higher ||
+    if (!room.data || !wide.data || (!made.data && !s.from_across) || !taps || !turned || !packed || !higher ||
         vectors_of(&learned, s.out_height, fold_rows ? ROWS : 1, s.out_width, room, wide) ||
         vectors_of(&returned, s.height, 1, s.width, wide, made))
         goto end;
@@ -173,17 +243,29 @@ int across_backward(Shape s, size first, size last, float *x, float *weight, flo
         for (size b = 0; b < s.examples; b += LANES)
             for (size p = s.shared ? first : q; p <= q; p++) {
                 size n = least(s.examples - b, LANES);
-                float *own = x + (s.shared ? 0 : p) * s.inputs * plane + b * pixels, of_rows[ROWS] = {0};
+                float *own = x + (s.shared ? 0 : p) * s.inputs * plane + (s.from_across ? b : b * pixels);
+                float of_rows[ROWS] = {0};
                 if (fold_rows) memset(higher, 0, f.outputs * count * sizeof(float));
                 for (size c = 0; c < s.inputs; c += BLOCK) {
                     size channels = least(s.inputs - c, BLOCK);
-                    if (s.inputs > BLOCK || p == (s.shared ? first : q))
-                        gather(room, own + c * plane, plane, pixels, channels, n, s.height, s.width);
+                    if (x_grad && s.from_across) made.data = x_grad + (p * s.inputs + c) * plane + b;
+                    if (s.inputs > BLOCK || p == (s.shared ? first : q)) {
+                        if (s.from_across)
+                            put(room, lying_across(own + c * plane, s.examples, s.height, s.width), 0, &s, channels,
+                                s.height, s.width);
+                        else
+                            gather(room, own + c * plane, plane, pixels, channels, n, s.height, s.width);
+                    }
                     for (size d = 0; d < s.outputs; d += BLOCK) {
                         size errors = least(s.outputs - d, BLOCK);
-                        if (s.outputs > BLOCK || c == 0)
-                            gather(wide, grad + (p * s.outputs + d) * out_plane + b * out_pixels, out_plane,
-                                   out_pixels, errors, n, s.out_height, s.out_width);
+                        size error = (p * s.outputs + d) * out_plane + (s.nonlinearity ? b : b * out_pixels);
+                        if (s.outputs > BLOCK || c == 0) {
+                            if (s.nonlinearity)
+                                put(wide, lying_across(grad + error, s.examples, s.out_height, s.out_width),
+                                    out + error, &s, errors, s.out_height, s.out_width);
+                            else
+                                gather(wide, grad + error, out_plane, out_pixels, errors, n, s.out_height, s.out_width);
+                        }
                         if (fold_rows)
                             tally(room.data, &learned, taps, channels * taps_per_channel, count, ROWS, inner(wide),
                                   wide.row, higher + c * taps_per_channel, c ? 0 : of_rows);
@@ -196,7 +278,7 @@ int across_backward(Shape s, size first, size last, float *x, float *weight, flo
                                       s.outputs * own_taps, channels, packed + c * s.outputs * own_taps, 0, made.data,
                                       made.plane, d > 0);
                     }
-                    if (x_grad)
+                    if (x_grad && !s.from_across)
                         spread(made, x_grad + (p * s.inputs + c) * plane + b * pixels, plane, pixels, channels, n,
                                pixels);
                 }
@@ -208,7 +290,8 @@ int across_backward(Shape s, size first, size last, float *x, float *weight, flo
     }
     failed = 0;
 end:
-    free(room.data), free(wide.data), free(made.data), free(taps), free(turned), free(packed), free(higher);
+    if (!s.from_across) free(made.data);
+    free(room.data), free(wide.data), free(taps), free(turned), free(packed), free(higher);
     free(learned.from), free(returned.from);
     return failed;
 }

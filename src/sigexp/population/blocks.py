@@ -1,16 +1,20 @@
-"""BatchNorm with the ReLU and the maxima of 2 x 2 pixels behind it, as one function.
+"""BatchNorm with the ReLU and the maxima of 2 x 2 pixels behind it, as one function; `join` finds what is one.
 
-Such layers only move numbers through memory, and take most of the time of nets like VGG. `join` finds them in the
-`nn.Sequential`s of a module, whose own parts stay as they are: only what calling the whole computes is done otherwise.
+Such layers only move numbers through memory, and take most of the time of nets like VGG. They, and convolutions with
+a nonlinearity (nonlinearity.py), are found in the `nn.Sequential`s of a module, whose own parts stay as they are: only
+what calling the whole computes is done otherwise.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import prod
 from typing import TypeGuard
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
+
+from sigexp.population.nonlinearity import LEAST_TAPS, Nonlinearity, hidden, of_layer
 
 PLAIN_POOLING = {
     "kernel_size": 2,
@@ -68,7 +72,10 @@ def _steps(layers: Sequence[nn.Module]) -> list[Callable[[Tensor], Tensor]]:
     while at < len(layers):
         norm, behind = layers[at], at + 1
         step: Callable[[Tensor], Tensor] = norm
-        if _is_norm(norm) and norm.momentum is not None:
+        if isinstance(norm, nn.Conv2d) and (after := _before_another(layers[at : at + 3])) is not None:
+            step = partial(_hidden, norm, after)
+            behind += 1
+        elif _is_norm(norm) and norm.momentum is not None:
             kinds = [_kind(layer) for layer in layers[behind : behind + 2]]
             taken = 2 if sorted(kinds) == ["maxima", "relu"] else int(bool(kinds and kinds[0]))
             if type(norm) is nn.BatchNorm1d and "maxima" in kinds[:taken]:
@@ -92,6 +99,18 @@ def _kind(layer: nn.Module) -> str:
         return "relu"
     plain = all(getattr(layer, name, None) in (value, (value, value)) for name, value in PLAIN_POOLING.items())
     return "maxima" if type(layer) is nn.MaxPool2d and plain and not layer.return_indices else ""
+
+
+def _before_another(layers: Sequence[nn.Module]) -> Nonlinearity | None:
+    """The nonlinearity between two convolutions."""
+    if len(layers) < 3 or type(layers[0]) is not nn.Conv2d or not isinstance(layers[2], nn.Conv2d):
+        return None
+    usable = layers[0].padding_mode == "zeros" and prod(layers[2].kernel_size) >= LEAST_TAPS
+    return of_layer(layers[1]) if usable else None
+
+
+def _hidden(conv: nn.Conv2d, after: Nonlinearity, x: Tensor) -> Tensor:
+    return hidden(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups, after)
 
 
 def _normalized(norm: nn.BatchNorm1d | nn.BatchNorm2d, pools: bool, relu: bool, x: Tensor) -> Tensor:

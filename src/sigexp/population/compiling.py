@@ -35,7 +35,8 @@ SOURCES = {
     LAYERS: ["across", "convolution", "descent", "moments", "normalization", "pointwise", "update"],
     LSTM: ["lstm", "readout"],
 }
-HEADERS = [HERE / f"{name}.h" for name in ("across", "floats", "lstm", "pointwise", "products", "update", "vectors")]
+_headers = "across exponential floats lstm pointwise products update vectors"
+HEADERS = [HERE / f"{name}.h" for name in _headers.split()]
 # Not -ffast-math: NaN has to stay NaN, so that a member that diverged is seen.
 FLAGS = (
     "-march=native", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-shared",
@@ -69,9 +70,9 @@ class Convolution(ctypes.Structure):
 
     _names = (
         "members shared examples inputs outputs height width out_height out_width kernel_height kernel_width pad_rows "
-        "pad_columns step_rows step_columns"
+        "pad_columns step_rows step_columns from_across nonlinearity"
     )
-    _fields_ = [(name, ctypes.c_int64) for name in _names.split()]
+    _fields_ = [*((name, ctypes.c_int64) for name in _names.split()), ("slope", ctypes.c_double)]
 
 
 class Pixels(ctypes.Structure):
@@ -105,8 +106,9 @@ class Optimizer(ctypes.Structure):
 POINTER, NUMBER, FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 OF_LAYERS = {
     "convolution_forward": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 4)),
-    "convolution_backward": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 6)),
+    "convolution_backward": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 7)),
     "convolution_learn": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 7)),
+    "across_takes": (ctypes.c_int, (ctypes.POINTER(Convolution),)),
     "planes_of_pixels": (None, (*[NUMBER] * 6, Pixels, FLAG, *[POINTER] * 2)),
     "update_members": (None, (Optimizer, *[POINTER] * 12)),
     "moments_rows": (ctypes.c_int, (Windows, NUMBER, *[POINTER] * 4)),

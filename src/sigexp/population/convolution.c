@@ -108,9 +108,9 @@ end:
 }
 
 /* x_grad may be 0; weight_grad and bias_grad begin as zeros. */
-int convolution_backward(Shape s, size first, size last, float *x, float *weight, float *grad, float *x_grad,
-                         float *weight_grad, float *bias_grad) {
-    if (across_takes(&s)) return across_backward(s, first, last, x, weight, grad, x_grad, weight_grad, bias_grad);
+int convolution_backward(Shape s, size first, size last, float *x, float *weight, float *out, float *grad,
+                         float *x_grad, float *weight_grad, float *bias_grad) {
+    if (across_takes(&s)) return across_backward(s, first, last, x, weight, out, grad, x_grad, weight_grad, bias_grad);
     Shape f = folded(s);
     int direct = !s.pad_rows && !s.pad_columns && lines_up(&s), fold_rows = f.outputs != s.outputs, failed = 1;
     int plain = s.out_width == rounded(s.out_width) && (!x_grad || (s.kernel_height * s.kernel_width == 1 && direct));

@@ -15,6 +15,7 @@ library: torch's own convolution, with P times the outputs where the input is sh
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from sigexp.layers.fft_conv import FFTCorrelation
 from sigexp.population import compiling, native
+from sigexp.population.nonlinearity import Nonlinearity
 
 Pair = native.Pair
 WINDOW_VALUES = 2**21  # numbers in the columns that are made at a time
@@ -96,11 +98,25 @@ class Kernels:
 
 
 def convolve(
-    kernels: Kernels, geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None, *, shared: bool
+    kernels: Kernels,
+    geometry: Geometry,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    shared: bool,
+    after: Nonlinearity | None = None,
 ) -> Tensor:
     """x [B, C, H, W] if shared, else [P, B, C, H, W]; weight [P, D, C, h, w]; bias [P, D] -> [P, B, D, H', W']."""
-    planes = _planes((x[None] if shared else x).transpose(1, 2))  # [Q, C, B, H, W], Q = 1 or P
+    planes = (x[None] if shared else x).transpose(1, 2)  # [Q, C, B, H, W], Q = 1 or P
     candidates = _candidates(geometry, planes, weight)
+    if "direct" not in candidates or not native.lies_across(planes):
+        planes = _planes(planes)
+    if after:
+        candidates = {
+            name: partial(by_direct, after=after) if name == "direct" else partial(_then, after, way)
+            for name, way in candidates.items()
+        }
     key = " ".join(
         str(part).replace(" ", "")
         for part in ("conv", "shared" if shared else "own", tuple(weight.shape[1:]), tuple(planes.shape[-2:]),
@@ -146,12 +162,17 @@ def _candidates(geometry: Geometry, x: Tensor, weight: Tensor) -> dict[str, Call
     return found
 
 
-def by_direct(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _then(after: Nonlinearity, way: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    return after.function(way(*arguments))
+
+
+def by_direct(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor, after: Nonlinearity | None = None) -> Tensor:
     """Without windows, compiled; stride 1."""
     size = geometry.extent((x.shape[3], x.shape[4]))
-    return native.DirectConvolution.apply(
-        compiling.kernel(), x, weight, bias, size, geometry.padding, geometry.dilation
-    )
+    settings = size, geometry.padding, geometry.dilation
+    number, slope = (after.number, after.slope) if after and native.goes_across(x, weight, *settings) else (0, 0.0)
+    out: Tensor = native.DirectConvolution.apply(compiling.kernel(), x, weight, bias, *settings, number, slope)
+    return after.function(out) if after and not number else out
 
 
 def by_patches(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -61,10 +61,30 @@ def update(kind: int, beta2: float, epsilon: float, *tensors: Tensor | None) -> 
     library.update_members(Optimizer(kind, members, numbers, beta2, epsilon), *pointers)
 
 
+def _across(x: Tensor) -> Tensor:
+    """x [Q, C, B, H, W] as [Q, C, H, W, B]."""
+    return x.permute(0, 1, 3, 4, 2)
+
+
+def lies_across(x: Tensor) -> bool:
+    """Whether an image [Q, C, B, H, W] has the same pixel of all examples side by side in memory."""
+    return not x.is_contiguous() and _across(x).is_contiguous()
+
+
+def goes_across(x: Tensor, weight: Tensor, size: Pair, padding: Pair, dilation: Pair) -> bool:
+    """Whether `DirectConvolution` can have a nonlinearity."""
+    library = kernel()
+    assert library is not None
+    shape = _convolution(len(x) < len(weight), x.shape[2], weight, x.shape[3:], size, padding, dilation)
+    shape.nonlinearity = 1
+    return bool(library.across_takes(shape))
+
+
 class DirectConvolution(torch.autograd.Function):
     """x [Q, C, B, H, W], Q = 1 or P, weight [P, D, C, h, w], bias [P, D] -> [P, D, B, H', W']; float32 on the CPU.
 
     Stride 1, no groups; padding and dilation as pairs. Where Q = 1 and P > 1, x gets no gradient. `size`: (H', W').
+    With a nonlinearity (nonlinearity.py), its number and slope, the result lies across, as x may.
     """
 
     @staticmethod
@@ -77,14 +97,22 @@ class DirectConvolution(torch.autograd.Function):
         size: tuple[int, int],
         padding: tuple[int, int],
         dilation: tuple[int, int],
+        nonlinearity: int,
+        slope: float,
     ) -> Tensor:
-        members, outputs = weight.shape[:2]
-        x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
-        out = x.new_empty(members, outputs, x.shape[2], *size)
-        shared = len(x) < members
+        (members, outputs), examples = weight.shape[:2], x.shape[2]
         ctx.library = library
-        ctx.shape = _convolution(shared, x.shape[2], weight, x.shape[3:], size, padding, dilation)
-        ctx.save_for_backward(x, weight)
+        ctx.shape = _convolution(len(x) < members, examples, weight, x.shape[3:], size, padding, dilation)
+        ctx.shape.nonlinearity, ctx.shape.slope, ctx.shape.from_across = nonlinearity, slope, lies_across(x)
+        if ctx.shape.from_across and not library.across_takes(ctx.shape):
+            ctx.shape.from_across = False
+        weight, bias = weight.contiguous(), bias.contiguous()
+        x = x if ctx.shape.from_across else x.contiguous()
+        if nonlinearity:
+            out = x.new_empty(members, outputs, *size, examples).permute(0, 1, 4, 2, 3)
+        else:
+            out = x.new_empty(members, outputs, examples, *size)
+        ctx.save_for_backward(x, weight, *[out] * bool(nonlinearity))
         pointers = [tensor.data_ptr() for tensor in (x, weight, bias, out)]
         in_threads(lambda first, last: library.convolution_forward(ctx.shape, first, last, *pointers), members)
         return out
@@ -92,13 +120,14 @@ class DirectConvolution(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *gradients: Tensor):
-        x, weight = ctx.saved_tensors
-        grad = gradients[0].contiguous()
+        x, weight, *values = ctx.saved_tensors
+        out = values[0] if values else None
+        grad = gradients[0].contiguous() if out is None else _across(gradients[0]).contiguous()
         dx = torch.empty_like(x) if ctx.needs_input_grad[1] else None
         dw, db = torch.zeros_like(weight), weight.new_zeros(weight.shape[:2])
-        pointers = [None if tensor is None else tensor.data_ptr() for tensor in (x, weight, grad, dx, dw, db)]
+        pointers = [None if tensor is None else tensor.data_ptr() for tensor in (x, weight, out, grad, dx, dw, db)]
         in_threads(lambda first, last: ctx.library.convolution_backward(ctx.shape, first, last, *pointers), len(weight))
-        return None, dx, dw, db, None, None, None
+        return None, dx, dw, db, *[None] * 5
 
 
 class Planes(torch.autograd.Function):

@@ -17,6 +17,8 @@
 typedef struct {
     size members, shared, examples, inputs, outputs, height, width, out_height, out_width;
     size kernel_height, kernel_width, pad_rows, pad_columns, step_rows, step_columns;
+    size from_across, nonlinearity; /* whether x lies [Q, C, H, W, B]; of out, which then lies so too, else 0 */
+    double slope;                   /* of a leaky ReLU below zero */
 } Shape;
 
 /* Distances of channels, examples, rows and columns, and in a copy the zeros at the top and the left of each example. */

@@ -21,6 +21,7 @@ from sigexp.layers.fft_conv import fft_conv2d
 from sigexp.population import compiling, native
 from sigexp.population.blocks import block, learn
 from sigexp.population.convolution import Geometry, convolve, pair
+from sigexp.population.nonlinearity import hidden
 from sigexp.population.recurrent import lstm_layers
 from sigexp.signal.quality import SquaredError, squared_error
 
@@ -48,12 +49,14 @@ def each(function: Callable, count: int, *arguments: Any) -> Tensor | tuple[Tens
 # Convolutions, those of sequences as images one pixel high.
 
 
-def conv2d(kernels, count, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+def conv2d(kernels, count, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, after=None):
+    """With the nonlinearity `after` it, if any."""
     geometry = Geometry.of(weight.tensor.shape[-2:], stride, padding, dilation, groups)
     if geometry is None or x.tensor.dim() != 4 + x.own:
-        return each(F.conv2d, count, x, weight, bias, stride, padding, dilation, groups)
+        out = each(F.conv2d, count, x, weight, bias, stride, padding, dilation, groups)
+        return after.function(out) if after else out
     bias = bias.members(count) if bias else None
-    return convolve(kernels, geometry, x.tensor, weight.members(count), bias, shared=not x.own)
+    return convolve(kernels, geometry, x.tensor, weight.members(count), bias, shared=not x.own, after=after)
 
 
 def fft_conv(kernels, count, x, weight, bias, padding):
@@ -215,6 +218,7 @@ def cross_entropy(
 RULES: Mapping[Any, Callable] = {
     torch.conv1d: conv1d,
     torch.conv2d: conv2d,
+    hidden: conv2d,
     F.linear: linear,
     F.batch_norm: batch_norm,
     block: batch_norm,

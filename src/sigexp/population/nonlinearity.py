@@ -1,0 +1,45 @@
+"""Convolutions with the nonlinearity behind them, where another convolution follows, as one function.
+
+In C (across.c) the nonlinearity is computed before its numbers leave the cache, and they lie as the next convolution
+wants them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
+
+from sigexp.layers.activations import CentredSigmoid
+
+LEAST_TAPS = 9  # of the convolution that follows, as of those that across.c takes
+
+
+@dataclass(frozen=True)
+class Nonlinearity:
+    """number: that of across.c. slope: of a leaky ReLU below zero."""
+
+    function: Callable[[Tensor], Tensor]
+    number: int
+    slope: float = 0.0
+
+
+def of_layer(layer: nn.Module) -> Nonlinearity | None:
+    """None for one that across.c does not know."""
+    if type(layer) is nn.LeakyReLU:
+        return Nonlinearity(layer, 4, layer.negative_slope) if layer.negative_slope > 0 else None
+    known: list[type[nn.Module]] = [nn.Sigmoid, CentredSigmoid, nn.ReLU]
+    if type(layer) is nn.Tanh:
+        return Nonlinearity(layer, 5)
+    return Nonlinearity(layer, known.index(type(layer)) + 1) if type(layer) in known else None
+
+
+def hidden(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation, groups, after: Nonlinearity
+) -> Tensor:  # fmt: skip
+    """`F.conv2d`, then the nonlinearity; torch function modes can take it over as they can each of the two."""
+    tensors = (x, weight, bias)
+    if has_torch_function(tensors):
+        return handle_torch_function(hidden, tensors, *tensors, stride, padding, dilation, groups, after)
+    return after.function(F.conv2d(x, weight, bias, stride, padding, dilation, groups))

@@ -1,0 +1,104 @@
+"""Convolutions with the nonlinearity behind them against torch's, in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sigexp.layers.activations import CentredSigmoid
+from sigexp.population import blocks, compiling, native
+from sigexp.population.convolution import Geometry, Kernels, convolve
+from sigexp.population.nonlinearity import of_layer
+
+LAYERS = [nn.Sigmoid(), CentredSigmoid(), nn.ReLU(), nn.LeakyReLU(0.1), nn.Tanh()]
+OUTPUTS = (3, 19, 11, 2)  # channels: more than are taken at a time, and no multiple of it
+FIRST = LAST = Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1)
+
+
+def drawn(examples: int, size: tuple[int, int], shared: bool, second: Geometry) -> tuple[Tensor, list[Tensor]]:
+    """x, and the weights and biases of three convolutions of two members."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(shape, generator=generator) * scale).requires_grad_()
+
+    x = random(*(() if shared else (2,)), examples, OUTPUTS[0], *size)
+    weights = []
+    for before, after, geometry in zip(OUTPUTS[:-1], OUTPUTS[1:], (FIRST, second, LAST), strict=True):
+        weights += [random(2, after, before, *geometry.kernel, scale=0.2), random(2, after)]
+    return x.detach() if shared else x, weights
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
+@pytest.mark.parametrize(
+    ("examples", "size", "second"),
+    [
+        (16, (20, 20), Geometry((5, 5), (1, 1), (2, 2), (1, 1), 1)),
+        (32, (16, 16), Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1)),
+        (16, (10, 33), Geometry((3, 3), (1, 1), (2, 2), (2, 2), 1)),
+        (48, (12, 13), Geometry((5, 4), (1, 1), (0, 1), (1, 1), 1)),
+        (7, (12, 12), Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1)),
+    ],
+    ids=str,
+)
+def test_a_chain_of_convolutions_and_nonlinearities(layer, shared, examples, size, second):
+    if compiling.kernel() is None:
+        pytest.skip("there is no C compiler")
+    x, weights = drawn(examples, size, shared, second)
+    kernels, after = Kernels(), of_layer(layer)
+    hidden = convolve(kernels, FIRST, x, *weights[:2], shared=shared, after=after)
+    seen = [hidden, convolve(kernels, second, hidden, *weights[2:4], shared=False, after=after)]
+    out = convolve(kernels, LAST, seen[1], *weights[4:], shared=False)
+    if examples % 16 == 0:
+        assert all(native.lies_across(one.transpose(1, 2)) for one in seen)
+    assert out.transpose(1, 2).is_contiguous()
+
+    members = []
+    for p in range(2):
+        y = (x if shared else x[p]).double()
+        for n, geometry in enumerate((FIRST, second, LAST)):
+            weight, bias = (weights[2 * n + i][p].double() for i in (0, 1))
+            y = F.conv2d(y, weight, bias, padding=geometry.padding, dilation=geometry.dilation)
+            y = layer(y) if n < 2 else y
+        members.append(y)
+    expected = torch.stack(members)
+    factor = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    learned = weights if shared else [x, *weights]
+    ours = torch.autograd.grad((out * factor).sum(), learned)
+    theirs = torch.autograd.grad((expected * factor.double()).sum(), learned)
+    for found, wanted in zip((out, *ours), (expected, *theirs), strict=True):
+        torch.testing.assert_close(found.double(), wanted.double(), rtol=0, atol=1e-5 * wanted.abs().max().item())
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)
+def test_far_values_and_nan_are_what_torch_makes_of_them(layer):
+    if compiling.kernel() is None:
+        pytest.skip("there is no C compiler")
+    values = torch.tensor([0.0, -1e-3, 1e-3, -30.0, 30.0, -1e4, 1e4, 1e30, -1e30, torch.inf, -torch.inf, torch.nan])
+    x = torch.zeros(16, 1, 12, 12)
+    x[3, 0, 0] = values
+    weight = torch.zeros(1, 16, 1, 3, 3)
+    weight[:, :, :, 1, 1] = 1
+    x[3, 0, 2:] = 0.5  # not beside infinite values, whose product with 0 is NaN
+    found = convolve(Kernels(), FIRST, x, weight, None, shared=True, after=of_layer(layer))[0, 3, 5, 0]
+    alone = torch.isfinite(values) & (torch.arange(12) < 8)
+    torch.testing.assert_close(found[alone], layer(values)[alone], rtol=2e-6, atol=1e-7)
+    assert found[-1].isnan()
+
+
+def test_what_is_joined():
+    class Other(nn.ReLU):
+        pass
+
+    def steps(*layers: nn.Module) -> int:
+        return len(blocks._steps(layers))
+
+    conv, large, pointwise = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 5), nn.Conv2d(3, 3, 1)
+    mirrored = nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect")
+    assert steps(conv, nn.Sigmoid(), large) == 2
+    assert steps(conv, nn.LeakyReLU(0.1), conv, nn.Tanh(), large, nn.Sigmoid()) == 4
+    assert steps(conv, nn.Sigmoid(), pointwise) == 3  # which across.c does not take
+    assert steps(conv, nn.GELU(), conv) == steps(conv, Other(), conv) == steps(mirrored, nn.ReLU(), conv) == 3
+    assert steps(conv, nn.LeakyReLU(-1.0), conv) == 3  # the sign of y is not that of x
+    assert steps(conv, nn.ReLU()) == 2
