@@ -153,9 +153,12 @@ class Race:
         return trial
 
     def _kernels(self) -> dict[str, str]:
-        """The quickest algorithm of every convolution, raced on a few members and examples."""
-        count = min(4, self.size)
-        trial = self._trial(Plan(way="together"), min(4, self.wanted.members), count)
+        """The quickest algorithm of every layer that has several, raced on a few members, and on a few examples where
+        an example's pixels are what is multiplied by the weights."""
+        convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in self.population.template.modules())
+        count = min(4, self.size) if convolves else self.size
+        members = 1 if self._large() else min(4, self.wanted.members)
+        trial = self._trial(Plan(way="together"), members, count)
         kernels = trial.together.kernels
         kernels.choose = quickest
         trial.minibatch_losses(Batch(*(part[:count] for part in self.batch)))

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sigexp.layers.fft_conv import fft_conv2d
-from sigexp.population import compiling, native
+from sigexp.population import compiling, dense, native
 from sigexp.population.blocks import block, learn
 from sigexp.population.convolution import Geometry, convolve, pair
 from sigexp.population.nonlinearity import hidden
@@ -76,12 +76,33 @@ def linear(kernels, count, x, weight, bias=None):
     if not weight.own or x.tensor.dim() < 2 + x.own:
         return each(F.linear, count, x, weight, bias)
     shift = bias.members(count) if bias else None
-    if not x.own:  # one wide layer gives the outputs of all members
-        wide = F.linear(x.tensor, weight.tensor.flatten(0, 1), None if shift is None else shift.flatten())
-        return wide.unflatten(-1, (count, -1)).movedim(-2, 0)
-    rows, matrix = x.tensor.flatten(1, -2), weight.tensor.transpose(1, 2)
-    out = torch.bmm(rows, matrix) if shift is None else torch.baddbmm(shift[:, None], rows, matrix)
-    return out.unflatten(1, x.tensor.shape[1:-1])
+    rows = x.tensor.flatten(int(x.own), -2)
+    ways = {"torch": by_torch, **({"onednn": by_onednn} if dense.usable(rows, weight.tensor) else {})}
+    key = f"linear {'own' if x.own else 'shared'} {tuple(weight.tensor.shape[1:])}"
+    out = kernels.pick(key, ways, (rows, weight.tensor, shift))
+    return out.unflatten(1, x.tensor.shape[int(x.own) : -1])
+
+
+def by_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x [B, K] or [P, B, K], weight [P, N, K], bias [P, N] -> [P, B, N]."""
+    if x.dim() == 2:
+        return wide(F.linear, x, weight, bias)
+    matrix = weight.transpose(1, 2)
+    return torch.bmm(x, matrix) if bias is None else torch.baddbmm(bias[:, None], x, matrix)
+
+
+def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As `by_torch`."""
+    if x.dim() == 2:
+        return wide(dense.Dense.apply, x, weight, bias)
+    shifts = [None] * len(weight) if bias is None else bias.unbind()
+    return torch.stack([dense.Dense.apply(*row) for row in zip(x.unbind(), weight.unbind(), shifts, strict=True)])
+
+
+def wide(layer: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One wide layer gives the outputs of all members."""
+    out = layer(x, weight.flatten(0, 1), None if bias is None else bias.flatten())
+    return out.unflatten(-1, (len(weight), -1)).movedim(-2, 0)
 
 
 def batch_norm(

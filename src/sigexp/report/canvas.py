@@ -16,6 +16,7 @@ BLUE, ORANGE, RED = (31, 119, 180), (230, 120, 20), (200, 40, 40)
 OTHERS = (ORANGE, (20, 130, 70), (140, 80, 170), (150, 100, 40))  # of lines beside a blue one
 BETWEEN = 14  # pixels from name to name
 SUBPIXEL = 4  # bits of OpenCV's coordinates
+SHADES = 4097  # of a scale, its own colours among them
 BLUE_WHITE_RED = np.array([[33, 84, 160], [125, 170, 215], [255, 255, 255], [240, 150, 120], [170, 20, 40]], np.float32)
 HEAT = np.array([[0, 0, 0], [80, 18, 123], [182, 54, 121], [251, 136, 97], [252, 253, 191]], np.float32)
 VIRIDIS = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [240, 220, 40]], np.float32)
@@ -115,11 +116,19 @@ def fitted(words: str, width: float, size: int = 12) -> str:
 def colored(values: np.ndarray, low: float, high: float, scale: np.ndarray = BLUE_WHITE_RED) -> np.ndarray:
     """Values of any shape as colours [..., 3] uint8 of a scale from `low` to `high`; what is not finite in grey."""
     inside = np.clip(np.nan_to_num(values), low, high)
-    place = (inside - low) / max(high - low, 1e-30) * (len(scale) - 1)
-    grid = np.arange(len(scale))
-    found = np.stack([np.interp(place, grid, scale[:, c]) for c in range(3)], -1).round().astype(np.uint8)
-    found[~np.isfinite(values)] = LIGHT
+    place = (inside - low) * ((SHADES - 1) / max(high - low, 1e-30))
+    found = _shades(scale.tobytes(), len(scale))[np.rint(place).astype(np.uint16)]
+    finite = np.isfinite(values)
+    if not np.all(finite):
+        found[~finite] = LIGHT
     return found
+
+
+@cache
+def _shades(scale: bytes, count: int) -> np.ndarray:
+    """Colours [SHADES, 3] uint8 of a scale [count, 3] float32; looked up, because layers have millions of weights."""
+    colors, grid = np.frombuffer(scale, np.float32).reshape(count, 3), np.linspace(0, count - 1, SHADES)
+    return np.stack([np.interp(grid, np.arange(count), colors[:, c]) for c in range(3)], -1).round().astype(np.uint8)
 
 
 def enlarged(image: np.ndarray, side: int) -> np.ndarray:

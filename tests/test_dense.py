@@ -1,0 +1,52 @@
+"""Full layers by oneDNN against torch's own, in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sigexp.population import dense
+from sigexp.population.convolution import Kernels
+from sigexp.population.rules import Stacked, by_onednn, by_torch, linear
+
+
+@pytest.mark.parametrize("shifts", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
+@pytest.mark.parametrize("way", [by_onednn, by_torch])
+def test_both_ways_are_linear(way, shared, shifts):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(7, 33) if shared else (3, 7, 33), (3, 18, 33), *([(3, 18)] if shifts else [])]
+    leaves = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+    if way is by_onednn and not dense.usable(*leaves):
+        pytest.skip("this torch is without oneDNN")
+    x, weight, *bias = leaves
+    out = way(x, weight, bias[0] if shifts else None)
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    rows = [[one if shared and n == 0 else one[p] for n, one in enumerate(exact)] for p in range(3)]
+    expected = torch.stack([F.linear(*row) for row in rows])
+    factor = torch.randn(out.shape, generator=generator)
+    ours = torch.autograd.grad((out * factor).sum(), leaves)
+    theirs = torch.autograd.grad((expected * factor.double()).sum(), exact)
+    for found, wanted in zip((out, *ours), (expected, *theirs), strict=True):
+        torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
+
+
+def test_both_take_part_in_a_race():
+    raced = []
+
+    def choose(candidates, arguments):
+        raced.extend(candidates)
+        return "torch"
+
+    weight = Stacked(torch.randn(2, 5, 3), own=True)
+    kernels = Kernels(choose=choose)
+    out = linear(kernels, 2, Stacked(torch.randn(2, 4, 6, 3), own=True), weight)
+    assert out.shape == (2, 4, 6, 5)
+    assert linear(kernels, 2, Stacked(torch.randn(4, 3), own=False), weight).shape == (2, 4, 5)
+    if dense.usable(weight.tensor):
+        assert raced == ["torch", "onednn"] * 2
+        assert sorted(kernels.chosen) == ["linear own (5, 3)", "linear shared (5, 3)"]
+
+
+def test_what_onednn_cannot_have_is_torchs():
+    assert not dense.usable(torch.randn(2, 3).double())
+    assert not dense.usable(torch.randn(0, 3))
