@@ -3,7 +3,8 @@
 A rule takes the arguments of the function that modules call, with every tensor that vmap would batch as `Stacked`. It
 returns plain tensors that lead with P, and autograd differentiates it like any other code. To fuse another operation,
 write such a function and add it to `RULES`; one that knows nothing better returns `each(...)`. The convolutions are in
-convolution.py, the LSTM in recurrent.py, BatchNorm with what is behind it in blocks.py.
+convolution.py, the LSTM in recurrent.py, the products of full layers in dense.py, BatchNorm and convolutions with what
+is behind them in blocks.py and nonlinearity.py.
 
 Axes: P members, B examples, C channels, H W pixels, T samples.
 """
