@@ -19,6 +19,8 @@ def test_both_ways_are_linear(way, shared, shifts):
     if way is by_onednn and not dense.usable(*leaves):
         pytest.skip("this torch is without oneDNN")
     x, weight, *bias = leaves
+    if not shared:
+        x = x.transpose(0, 1).contiguous().transpose(0, 1)  # as one wide layer leaves it
     out = way(x, weight, bias[0] if shifts else None)
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
     rows = [[one if shared and n == 0 else one[p] for n, one in enumerate(exact)] for p in range(3)]
@@ -37,12 +39,13 @@ def test_both_take_part_in_a_race():
         raced.extend(candidates)
         return "torch"
 
-    weight = Stacked(torch.randn(2, 5, 3), own=True)
+    weight, x = torch.randn(2, 5, 3), torch.randn(2, 4, 6, 3)
     kernels = Kernels(choose=choose)
-    out = linear(kernels, 2, Stacked(torch.randn(2, 4, 6, 3), own=True), weight)
-    assert out.shape == (2, 4, 6, 5)
-    assert linear(kernels, 2, Stacked(torch.randn(4, 3), own=False), weight).shape == (2, 4, 5)
-    if dense.usable(weight.tensor):
+    out = linear(kernels, 2, Stacked(x, own=True), Stacked(weight, own=True))
+    torch.testing.assert_close(out, torch.stack([x[p] @ weight[p].T for p in range(2)]))
+    out = linear(kernels, 2, Stacked(x[0, 0], own=False), Stacked(weight, own=True))
+    torch.testing.assert_close(out, torch.stack([x[0, 0] @ weight[p].T for p in range(2)]))
+    if dense.usable(weight):
         assert raced == ["torch", "onednn"] * 2
         assert sorted(kernels.chosen) == ["linear own (5, 3)", "linear shared (5, 3)"]
 

@@ -12,24 +12,29 @@ from sigexp.population.nonlinearity import of_layer
 
 LAYERS = [nn.Sigmoid(), CentredSigmoid(), nn.ReLU(), nn.LeakyReLU(0.1), nn.Tanh()]
 OUTPUTS = (3, 19, 11, 2)  # channels: more than are taken at a time, and no multiple of it
-FIRST = LAST = Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1)
+SINGLE = (1, 9, 1, 1)  # of which two rows are taken at a time
+FIRST = Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1)
+LAST = Geometry((5, 3), (1, 1), (2, 1), (1, 1), 1)
 
 
-def drawn(examples: int, size: tuple[int, int], shared: bool, second: Geometry) -> tuple[Tensor, list[Tensor]]:
+def drawn(
+    examples: int, size: tuple[int, int], shared: bool, second: Geometry, channels: tuple[int, ...]
+) -> tuple[Tensor, list[Tensor]]:
     """x, and the weights and biases of three convolutions of two members."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int, scale: float = 1.0) -> Tensor:
         return (torch.randn(shape, generator=generator) * scale).requires_grad_()
 
-    x = random(*(() if shared else (2,)), examples, OUTPUTS[0], *size)
+    x = random(*(() if shared else (2,)), examples, channels[0], *size)
     weights = []
-    for before, after, geometry in zip(OUTPUTS[:-1], OUTPUTS[1:], (FIRST, second, LAST), strict=True):
+    for before, after, geometry in zip(channels[:-1], channels[1:], (FIRST, second, LAST), strict=True):
         weights += [random(2, after, before, *geometry.kernel, scale=0.2), random(2, after)]
     return x.detach() if shared else x, weights
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)
+@pytest.mark.parametrize("channels", [OUTPUTS, SINGLE], ids=str)
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
 @pytest.mark.parametrize(
     ("examples", "size", "second"),
@@ -42,10 +47,11 @@ def drawn(examples: int, size: tuple[int, int], shared: bool, second: Geometry) 
     ],
     ids=str,
 )
-def test_a_chain_of_convolutions_and_nonlinearities(layer, shared, examples, size, second):
+def test_a_chain_of_convolutions_and_nonlinearities(layer, channels, shared, examples, size, second, monkeypatch):
     if compiling.kernel() is None:
         pytest.skip("there is no C compiler")
-    x, weights = drawn(examples, size, shared, second)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1 + shared)
+    x, weights = drawn(examples, size, shared, second, channels)
     kernels, after = Kernels(), of_layer(layer)
     hidden = convolve(kernels, FIRST, x, *weights[:2], shared=shared, after=after)
     seen = [hidden, convolve(kernels, second, hidden, *weights[2:4], shared=False, after=after)]
@@ -83,8 +89,39 @@ def test_far_values_and_nan_are_what_torch_makes_of_them(layer):
     x[3, 0, 2:] = 0.5  # not beside infinite values, whose product with 0 is NaN
     found = convolve(Kernels(), FIRST, x, weight, None, shared=True, after=of_layer(layer))[0, 3, 5, 0]
     alone = torch.isfinite(values) & (torch.arange(12) < 8)
-    torch.testing.assert_close(found[alone], layer(values)[alone], rtol=2e-6, atol=1e-7)
+    torch.testing.assert_close(found[alone], layer(values)[alone], rtol=2e-6, atol=6e-8 * (type(layer) is not nn.Tanh))
     assert found[-1].isnan()
+
+
+def test_what_lies_across_but_cannot_be_read_so_is_turned():
+    if compiling.kernel() is None:
+        pytest.skip("there is no C compiler")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(16, 2, 38, 40, generator=generator)
+    first, second = (torch.randn(2, 3, c, k, k, generator=generator) for c, k in ((2, 3), (3, 11)))
+    large = Geometry((11, 11), (1, 1), (5, 5), (1, 1), 1)  # whose borders make images too large for across.c
+    leaves = [first.requires_grad_(), second.requires_grad_()]
+    hidden = convolve(Kernels(), FIRST, x, first, None, shared=True, after=of_layer(nn.Tanh()))
+    assert native.lies_across(hidden.transpose(1, 2))
+    out = convolve(Kernels(), large, hidden, second, None, shared=False)
+    ours = torch.autograd.grad(out.square().sum(), leaves)
+    values = [F.conv2d(F.conv2d(x, first[p], padding=1).tanh().double(), second[p].double(), padding=5) for p in (0, 1)]
+    theirs = torch.autograd.grad(torch.stack(values).square().sum(), leaves)
+    for found, wanted in zip((out, *ours), (torch.stack(values), *theirs), strict=True):
+        torch.testing.assert_close(found.double(), wanted.double(), rtol=0, atol=2e-5 * wanted.abs().max().item())
+
+
+def test_only_the_weights_that_learn_get_gradients():
+    if compiling.kernel() is None:
+        pytest.skip("there is no C compiler")
+    x, weights = drawn(16, (12, 12), True, FIRST, OUTPUTS)
+    frozen = [weight.detach() for weight in weights[:2]]
+    hidden = convolve(Kernels(), FIRST, x, *frozen, shared=True, after=of_layer(nn.ReLU()))
+    out = convolve(Kernels(), FIRST, hidden, *weights[2:4], shared=False)
+    (found,) = torch.autograd.grad(out.sum(), weights[2:3])
+    y = [F.conv2d(F.conv2d(x, frozen[0][p], frozen[1][p], padding=1).relu(), weights[2][p], padding=1) for p in (0, 1)]
+    (wanted,) = torch.autograd.grad(torch.stack(y).sum(), weights[2:3])
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-3)
 
 
 def test_what_is_joined():
@@ -102,3 +139,12 @@ def test_what_is_joined():
     assert steps(conv, nn.GELU(), conv) == steps(conv, Other(), conv) == steps(mirrored, nn.ReLU(), conv) == 3
     assert steps(conv, nn.LeakyReLU(-1.0), conv) == 3  # the sign of y is not that of x
     assert steps(conv, nn.ReLU()) == 2
+    assert (
+        steps(conv, nn.ReLU(), nn.Conv2d(3, 3, 3, stride=2))
+        == steps(conv, nn.ReLU(), nn.Conv2d(3, 3, 3, groups=3))
+        == 3
+    )
+    watched = nn.ReLU()
+    watched.register_forward_hook(lambda *_: None)
+    assert steps(conv, watched, conv) == steps(nn.utils.spectral_norm(nn.Conv2d(3, 3, 3)), nn.ReLU(), conv) == 3
+    assert steps(nn.BatchNorm2d(3), watched) == 2

@@ -24,7 +24,6 @@ garbage.later()
 machine.end_with_parent({parent})
 {tune} and machine.tune_allocator()
 import {module} as m
-garbage.now()
 m.serve({descriptor})"""
 SECONDS_TO_SAVE = stopping.PATIENCE_S + 5
 

@@ -39,6 +39,12 @@ enum { NONE, SIGMOID, CENTRED_SIGMOID, RELU, LEAKY_RELU, TANH };
 
 inline_ vec select(ivec where, vec one, vec other) { return (vec)(((ivec)one & where) | ((ivec)other & ~where)); }
 
+/* A quotient of powers would lose the digits of a small x. */
+inline_ vec hyperbolic_tangent(vec x) {
+    vec square = x * x, small = x + x * square * (-1 / 3.0f + square * (2 / 15.0f - square * (17 / 315.0f)));
+    return select(square < filled(0.04f), small, 2 / (1 + power2(-2 * LOG2E * x)) - 1);
+}
+
 /* NaN stays NaN. */
 inline_ vec value_of(size nonlinearity, float slope, vec x) {
     switch (nonlinearity) {
@@ -46,7 +52,7 @@ inline_ vec value_of(size nonlinearity, float slope, vec x) {
     case CENTRED_SIGMOID: return 1 / (1 + power2(-LOG2E * x)) - 0.5f;
     case RELU: return select(x < filled(0), filled(0), x);
     case LEAKY_RELU: return select(x < filled(0), slope * x, x);
-    default: return 2 / (1 + power2(-2 * LOG2E * x)) - 1;
+    default: return hyperbolic_tangent(x);
     }
 }
 
@@ -55,7 +61,7 @@ inline_ vec towards_x(size nonlinearity, float slope, vec grad, vec y) {
     switch (nonlinearity) {
     case SIGMOID: return grad * (y * (1 - y));
     case CENTRED_SIGMOID: return grad * (0.25f - y * y);
-    case RELU: return select(y > filled(0), grad, filled(0));
+    case RELU: return select(y <= filled(0), filled(0), grad);
     case LEAKY_RELU: return select(y > filled(0), grad, slope * grad);
     default: return grad * (1 - y * y);
     }

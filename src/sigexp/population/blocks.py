@@ -27,7 +27,7 @@ PLAIN_POOLING = {
 
 
 def join(module: nn.Module) -> None:
-    """Let every `nn.Sequential` within a module compute such layers by `block`."""
+    """Let every `nn.Sequential` within a module compute such layers by `block` and `hidden`."""
     for sequence in module.modules():
         if type(sequence) is nn.Sequential:
             steps = _steps(list(sequence))
@@ -80,7 +80,7 @@ def _steps(layers: Sequence[nn.Module]) -> list[Callable[[Tensor], Tensor]]:
             taken = 2 if sorted(kinds) == ["maxima", "relu"] else int(bool(kinds and kinds[0]))
             if type(norm) is nn.BatchNorm1d and "maxima" in kinds[:taken]:
                 taken = int(kinds[0] == "relu")
-            if taken:
+            if taken and not any(map(_has_hooks, layers[at : behind + taken])):
                 found = kinds[:taken]
                 step = partial(_normalized, norm, "maxima" in found, "relu" in found)
                 behind += taken
@@ -102,11 +102,18 @@ def _kind(layer: nn.Module) -> str:
 
 
 def _before_another(layers: Sequence[nn.Module]) -> Nonlinearity | None:
-    """The nonlinearity between two convolutions."""
+    """The nonlinearity between two convolutions that across.c takes."""
     if len(layers) < 3 or type(layers[0]) is not nn.Conv2d or not isinstance(layers[2], nn.Conv2d):
         return None
-    usable = layers[0].padding_mode == "zeros" and prod(layers[2].kernel_size) >= LEAST_TAPS
-    return of_layer(layers[1]) if usable else None
+    takes = layers[2].stride == (1, 1) and layers[2].groups == 1 and prod(layers[2].kernel_size) >= LEAST_TAPS
+    plain = layers[0].padding_mode == "zeros" and not any(map(_has_hooks, layers[:2]))
+    return of_layer(layers[1]) if takes and plain else None
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    """Which calling it would run."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(layer, kind) for kind in kinds)
 
 
 def _hidden(conv: nn.Conv2d, after: Nonlinearity, x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Convolutions of a population: P members' kernels on a minibatch that they share, or each on its own activations.
 
 Activations lie in memory as planes [P, C, B, H, W], whatever their logical order, because then one matrix product per
-member covers a whole minibatch, and where the input is shared one product covers all members. Four algorithms make
+member covers a whole minibatch, and where the input is shared one product covers all members; between two compiled
+convolutions as [P, C, H, W, B] (nonlinearity.py). Four algorithms make
 a convolution of such products, a fifth of none; `Kernels` says which one a layer takes, and is filled by timing them
 (race.py).
 
@@ -78,7 +79,7 @@ class Geometry:
 
 @dataclass
 class Kernels:
-    """Which algorithm each convolution takes. `choose` is asked where nothing is known yet, by default for the first.
+    """Which algorithm each layer takes that has several; `choose` is asked where nothing is known yet, else the first.
 
     chosen: key of a layer -> name. A key names what the layer is, without the number of examples and members.
     """
@@ -129,6 +130,9 @@ def convolve(
 def _planes(x: Tensor) -> Tensor:
     """x [Q, C, B, H, W], contiguous. torch copies what an LSTM gives, channels innermost, number by number."""
     dense = sorted((stride, n) for stride, n in zip(x.stride(), x.shape, strict=True) if n > 1)
+    if native.lies_across(x) and compiling.takes(x):  # as if examples were channels
+        lines = x.flatten(3).flatten(0, 1)[:, :, None, None]  # [Q C, B, 1, 1, H W]
+        return native.Planes.apply(compiling.kernel(), lines).view(x.shape)
     apart = x.stride(1) != 1 or x.shape[1] == 1 or any(a * n != b for (a, n), (b, _) in pairwise(dense))
     if apart or x.is_contiguous() or not compiling.takes(x):
         return x.contiguous()

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sigexp import machine
+from sigexp import garbage, machine
 from sigexp.population.population import Population
 from sigexp.problem import Batch
 from sigexp.processes import started
@@ -192,6 +192,7 @@ def serve(descriptor: int) -> None:
     settings = pickle.loads(connection.recv_bytes())
     machine.configure_torch(settings["plan"].threads, deterministic=settings.pop("deterministic"))
     crew = Crew(settings)
+    garbage.now()
     while True:
         try:
             calls = unpacked(pickle.loads(connection.recv_bytes()))

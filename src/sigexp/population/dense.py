@@ -39,7 +39,7 @@ class Dense(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x.contiguous(), weight)  # in the gradient of the weight it stands where weights do
         ctx.shifts = bias is not None
         return product(x, weight, bias)
 

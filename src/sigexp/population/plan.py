@@ -19,7 +19,7 @@ class Plan:
         ends where a minibatch of any member does.
     shards: parts of the population that are computed apart from each other, each on `threads` threads.
     processes: that carry them; their number changes no bit.
-    kernels: which algorithm each convolution takes, for 'together'.
+    kernels: which algorithm each layer takes, for 'together'.
     """
 
     way: str = "one by one"

@@ -6,9 +6,10 @@ A candidate that disagrees with training the members one by one is out of the ra
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from sigexp.population.moments import Moments
 from sigexp.population.optimizers import LARGE
 from sigexp.population.plan import Plan, Wanted
 from sigexp.population.population import Population
+from sigexp.population.rules import LINEAR_WAYS
 from sigexp.population.state import take
 from sigexp.population.timing import least_seconds, quickest
 from sigexp.problem import Batch
@@ -153,16 +155,21 @@ class Race:
         return trial
 
     def _kernels(self) -> dict[str, str]:
-        """The quickest algorithm of every layer that has several, raced on a few members, and on a few examples where
-        an example's pixels are what is multiplied by the weights."""
-        convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in self.population.template.modules())
-        count = min(4, self.size) if convolves else self.size
-        members = 1 if self._large() else min(4, self.wanted.members)
-        trial = self._trial(Plan(way="together"), members, count)
+        """The quickest algorithm of every layer that has several, raced on a few members and examples."""
+        count = min(4, self.size)
+        trial = self._trial(Plan(way="together"), min(2 if self._large() else 4, self.wanted.members), count)
         kernels = trial.together.kernels
-        kernels.choose = quickest
+        kernels.choose = partial(self._quickest, self.size // count)
         trial.minibatch_losses(Batch(*(part[:count] for part in self.batch)))
         return dict(kernels.chosen)
+
+    @staticmethod
+    def _quickest(times: int, candidates: Mapping[str, Callable], arguments: tuple[Any, ...]) -> str:
+        """The examples of a full layer are as many times as many: its speed depends on them, that of others little."""
+        if candidates is LINEAR_WAYS:
+            x, *others = arguments
+            arguments = (x.detach().repeat_interleave(times, -2).requires_grad_(x.requires_grad), *others)
+        return quickest(candidates, arguments)
 
     def _most_examples(self, plan: Plan) -> int:
         """Examples whose activations fit into the memory limit for all members together."""
@@ -170,8 +177,11 @@ class Race:
         trial = self._trial(plan, 1, count)
         saved: dict[int, int] = {}
 
+        weights = {tensor.untyped_storage().data_ptr() for tensor in trial.store.values()}
+
         def keep(tensor: Tensor) -> Tensor:
-            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            if tensor.untyped_storage().data_ptr() not in weights:
+                saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -78,7 +78,7 @@ def linear(kernels, count, x, weight, bias=None):
         return each(F.linear, count, x, weight, bias)
     shift = bias.members(count) if bias else None
     rows = x.tensor.flatten(int(x.own), -2)
-    ways = {"torch": by_torch, **({"onednn": by_onednn} if dense.usable(rows, weight.tensor) else {})}
+    ways = LINEAR_WAYS if dense.usable(rows, weight.tensor) else {"torch": by_torch}
     key = f"linear {'own' if x.own else 'shared'} {tuple(weight.tensor.shape[1:])}"
     out = kernels.pick(key, ways, (rows, weight.tensor, shift))
     return out.unflatten(1, x.tensor.shape[int(x.own) : -1])
@@ -98,6 +98,9 @@ def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return wide(dense.Dense.apply, x, weight, bias)
     shifts = [None] * len(weight) if bias is None else bias.unbind()
     return torch.stack([dense.Dense.apply(*row) for row in zip(x.unbind(), weight.unbind(), shifts, strict=True)])
+
+
+LINEAR_WAYS: dict[str, Callable[..., Tensor]] = {"torch": by_torch, "onednn": by_onednn}
 
 
 def wide(layer: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

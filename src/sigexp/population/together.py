@@ -29,7 +29,7 @@ from sigexp.problem import Batch, PerExample
 class Together:
     """Losses and gradients of P members at once.
 
-    template: one member, whose own weights are not used. kernels: which algorithm each convolution takes.
+    template: one member, whose own weights are not used. kernels: which algorithm each layer takes.
     """
 
     def __init__(self, template: nn.Module, loss: PerExample, kernels: Kernels) -> None:

@@ -117,7 +117,8 @@ def colored(values: np.ndarray, low: float, high: float, scale: np.ndarray = BLU
     """Values of any shape as colours [..., 3] uint8 of a scale from `low` to `high`; what is not finite in grey."""
     inside = np.clip(np.nan_to_num(values), low, high)
     place = (inside - low) * ((SHADES - 1) / max(high - low, 1e-30))
-    found = _shades(scale.tobytes(), len(scale))[np.rint(place).astype(np.uint16)]
+    number = np.clip(np.rint(place), 0, SHADES - 1).astype(np.uint16)
+    found = np.take(_shades(scale.tobytes(), len(scale)), number, axis=0)
     finite = np.isfinite(values)
     if not np.all(finite):
         found[~finite] = LIGHT
