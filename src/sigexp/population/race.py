@@ -29,6 +29,7 @@ SHARE, LEAST_SECONDS = 0.03, 0.5  # of the expected seconds of training, and bes
 PROCESS_SECONDS = 2.0  # that it takes to start the processes
 PROCESS_EFFICIENCY = 0.92  # of processes side by side, against each alone
 SLICES = (16, 32, 10**6, 64, 4, 8)  # examples a pass that are tried, in this order; a million is the whole minibatch
+LEAST = 32  # examples of the minibatches that are timed: after a few, the update would count for more than it is
 FEW = 4  # members of a large model that are timed together
 EQUAL = 0.95  # of the best rate, above which candidates are equal
 CLOSE, ROUNDS = 0.8, 3  # of the best rate, above which candidates run that many times again, in turns
@@ -202,7 +203,7 @@ class Race:
         rows = min(rows, FEW) if self._large() else rows  # they are copies
         # With many parameters the update, once a minibatch, is a good part of a step.
         whole = self.population.whole or self._large()
-        return rows, self.size if whole else min(self.size, plan.slice or 64)
+        return rows, self.size if whole else min(self.size, max(plan.slice or 64, LEAST))
 
     def _large(self) -> bool:
         return sum(parameter.numel() for parameter in self.population.template.parameters()) >= LARGE
