@@ -40,6 +40,7 @@ from sigexp.population.convolution import (
 )
 from sigexp.population.plan import Plan
 from sigexp.population.population import Population
+from sigexp.population.rules import Stacked, cross_entropy
 from sigexp.problem import Batch, PerExample, Problem
 from sigexp.signal.quality import mse
 
@@ -872,7 +873,7 @@ def test_an_odd_module_is_exact_or_refused(name, plan):
             raise
 
 
-# The rules of together.py, in every setting of the functions that they take over.
+# The rules of rules.py, in every setting of the functions that they take over.
 
 POOLINGS = {
     "rounded up": {"kernel_size": 3, "stride": 2, "ceil_mode": True},
@@ -994,6 +995,29 @@ def test_every_rule_is_reached_from_the_layers_it_is_for(monkeypatch):
     assert reached == expected
 
 
+def test_arguments_by_the_names_that_torch_gives_them_are_exact():
+    def forward(parts: Odd, x: Tensor) -> Tensor:
+        y = F.conv2d(input=x, weight=parts[0].weight, bias=parts[0].bias, padding=1)
+        y = F.max_pool2d(input=y, kernel_size=2)
+        y = torch.cat(tensors=[y, y.relu()], axis=1)
+        return F.linear(input=y, weight=parts[1].weight, bias=parts[1].bias)
+
+    members = members_of(lambda: Odd([conv(1, 2, 3), nn.Linear(4, 4)], forward))
+    assert_one_step_is_exact(members, random_batch((1, 8, 8), members[0]), PLANS["together"])
+
+
+@pytest.mark.filterwarnings("ignore:size_average and reduce args")
+@pytest.mark.parametrize("old", [{}, {"reduce": False}, {"size_average": False}, {"reduce": True}], ids=str)
+def test_cross_entropy_with_the_older_names_of_its_reduction(old):
+    generator = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(2, 5, 3, generator=generator), torch.randint(0, 3, (5,), generator=generator)
+    arguments = Stacked(logits, own=True), Stacked(target, own=False)
+    found = cross_entropy(Kernels(), 2, *arguments, None, reduction="none", **old)
+    assert_close(
+        found, torch.stack([F.cross_entropy(x, target, reduction="none", **old) for x in logits]), 1e-6, "loss"
+    )
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_few_members_are_exact(count):
     members = members_of(small_net, count)
@@ -1028,7 +1052,7 @@ def test_dropout_is_each_members_own_and_off_in_evaluation(way):
 
 
 def small_net() -> nn.Module:
-    """Every rule of together.py in one net; the large kernel takes the FFT."""
+    """Every rule of rules.py in one net; the large kernel takes the FFT."""
     return nn.Sequential(
         conv(1, 4, 9), nn.BatchNorm2d(4), nn.ReLU(), conv(4, 3, 3), nn.MaxPool2d(2), nn.Conv2d(3, 2, (3, 1)),
         Columns(nn.LSTM(4, 3, bidirectional=True)), nn.Flatten(), nn.Linear(24, 2),

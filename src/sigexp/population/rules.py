@@ -1,10 +1,12 @@
 """What members compute together where torch's own batching is slow or missing: rules for torch functions.
 
-A rule takes the arguments of the function that modules call, with every tensor that vmap would batch as `Stacked`. It
-returns plain tensors that lead with P, and autograd differentiates it like any other code. To fuse another operation,
-write such a function and add it to `RULES`; one that knows nothing better returns `each(...)`. The convolutions are in
-convolution.py, the LSTM in recurrent.py, the products of full layers in dense.py, BatchNorm and convolutions with what
-is behind them in blocks.py and nonlinearity.py.
+A rule is called as rule(kernels, count, *args, **kwargs): which algorithms layers take (most rules ignore it), P, and
+what the function was called with, every tensor as `Stacked`, at least one of them of the members' own. It returns plain
+tensors that lead with P, and depends on nothing but its arguments (repeating.py); autograd differentiates it. Add it to
+`RULES` under the outermost torch function that modules call: F.layer_norm, not the torch.layer_norm within. One that
+knows nothing better returns `each(...)`, which takes no lists of tensors. The convolutions are in convolution.py, the
+LSTM in recurrent.py, the products of full layers in dense.py, BatchNorm and convolutions with what is behind them in
+blocks.py and nonlinearity.py.
 
 Axes: P members, B examples, C channels, H W pixels, T samples.
 """
@@ -154,8 +156,9 @@ def max_pool2d(
     return out.view(*planes.shape[:3], *out.shape[1:]).transpose(1, 2)
 
 
-def concatenate(kernels, count, tensors, dim=0):
+def concatenate(kernels, count, tensors, dim=0, axis=None):
     """Channels one behind the other where they lie: the planes of each are a block of memory."""
+    dim = dim if axis is None else axis  # NumPy's name, which torch takes too
     parts = [part.members(count) for part in tensors]
     if dim == 1 and all(part.dim() == 5 for part in parts):
         return torch.cat([part.transpose(1, 2) for part in parts], 1).transpose(1, 2)
@@ -229,14 +232,16 @@ def squared_errors(kernels, count, outputs, targets):
 
 
 def cross_entropy(
-    kernels, count, logits, classes, weight=None, size_average=None, ignore_index=-100, reduce=None, reduction="mean",
+    kernels, count, logits, target, weight=None, size_average=None, ignore_index=-100, reduce=None, reduction="mean",
     label_smoothing=0.0,
 ):  # fmt: skip
     """For one value per example, members are only more examples."""
     settings = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
-    if reduction != "none" or classes.own or classes.tensor.is_floating_point() or logits.tensor.dim() != 3:
-        return each(lambda x, y, w: F.cross_entropy(x, y, w, **settings), count, logits, classes, weight)
-    x, y = logits.members(count).flatten(0, 1), classes.tensor.repeat(count)
+    old = {"size_average": size_average, "reduce": reduce}  # names of `reduction`, which they override
+    plain = reduction == "none" and not target.own and size_average is None and reduce is None
+    if not plain or target.tensor.is_floating_point() or logits.tensor.dim() != 3:
+        return each(lambda x, y, w: F.cross_entropy(x, y, w, **settings, **old), count, logits, target, weight)
+    x, y = logits.members(count).flatten(0, 1), target.tensor.repeat(count)
     return F.cross_entropy(x, y, weight.tensor if weight else None, **settings).unflatten(0, (count, -1))
 
 

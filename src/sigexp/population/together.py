@@ -1,9 +1,9 @@
 """All members in one pass: `vmap` of a plain module's forward, with batching rules of our own where torch's are slow.
 
 How it works. `Together` evaluates one module on the stacked parameters of all members as `torch.func.vmap` does, and
-one ordinary backward pass follows. Most operations (elementwise, pooling, reshaping) are what vmap makes of them. For
-the few where its result is slow or missing, `RULES` (rules.py) maps the torch function that modules call to a version
-of ours, which gets ordinary tensors with the members in front.
+one ordinary backward pass follows. Most operations (elementwise, reshaping, most pooling) are what vmap makes of them.
+For the few where its result is slow or missing, `RULES` (rules.py) maps the torch function that modules call to a
+version of ours, which gets ordinary tensors with the members in front.
 
 Axes: P members, B examples.
 """
@@ -127,6 +127,8 @@ class Interception(TorchFunctionMode):
         replacement = RULES.get(function)
         if replacement is None:
             return function(*args, **kwargs)
+        if "input" in kwargs:  # torch's name of the first argument
+            args, kwargs = (kwargs["input"], *args), {name: kwargs[name] for name in kwargs if name != "input"}
         level = _functorch.maybe_current_level() or 0
         count = 0
 
