@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sigexp.population import dense
+from sigexp.population import dense, race
 from sigexp.population.convolution import Kernels
-from sigexp.population.rules import Stacked, by_onednn, by_torch, linear
+from sigexp.population.rules import LINEAR_WAYS, Stacked, by_onednn, by_torch, linear
 
 
 @pytest.mark.parametrize("shifts", [True, False], ids=["bias", "no bias"])
@@ -53,3 +53,15 @@ def test_both_take_part_in_a_race():
 def test_what_onednn_cannot_have_is_torchs():
     assert not dense.usable(torch.randn(2, 3).double())
     assert not dense.usable(torch.randn(0, 3))
+
+
+def test_a_race_is_run_over_as_many_rows_as_a_minibatch_has(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        race, "quickest", lambda candidates, arguments: seen.append(tuple(arguments[0].shape)) or "torch"
+    )
+    few, many = torch.randn(2, 4, 3, requires_grad=True), torch.randn(4000, 3)
+    for x in (few, many):
+        assert race.Race._quickest(50, LINEAR_WAYS, (x, torch.randn(2, 5, 3), None)) == "torch"
+    race.Race._quickest(50, {"one": by_torch, "other": by_torch}, (many[:4], torch.randn(2, 5, 3), None))
+    assert seen == [(2, 200, 3), (4000, 3), (4, 3)]  # more would not change the choice, but take memory

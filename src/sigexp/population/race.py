@@ -29,6 +29,7 @@ SHARE, LEAST_SECONDS = 0.03, 0.5  # of the expected seconds of training, and bes
 PROCESS_SECONDS = 2.0  # that it takes to start the processes
 PROCESS_EFFICIENCY = 0.92  # of processes side by side, against each alone
 SLICES = (16, 32, 10**6, 64, 4, 8)  # examples a pass that are tried, in this order; a million is the whole minibatch
+MANY_ROWS = 1000  # of a product, above which their number changes its speed little
 LEAST = 32  # examples of the minibatches that are timed: after a few, the update would count for more than it is
 FEW = 4  # members of a large model that are timed together
 EQUAL = 0.95  # of the best rate, above which candidates are equal
@@ -166,9 +167,10 @@ class Race:
 
     @staticmethod
     def _quickest(times: int, candidates: Mapping[str, Callable], arguments: tuple[Any, ...]) -> str:
-        """The examples of a full layer are as many times as many: its speed depends on them, that of others little."""
+        """The rows of a full layer are as many times as many, where they are few: its speed depends on their number."""
         if candidates is LINEAR_WAYS:
             x, *others = arguments
+            times = min(times, max(1, MANY_ROWS // x.shape[-2]))
             arguments = (x.detach().repeat_interleave(times, -2).requires_grad_(x.requires_grad), *others)
         return quickest(candidates, arguments)
 
