@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from sigexp.layers.activations import CentredSigmoid
 from sigexp.population import blocks, compiling, native
-from sigexp.population.convolution import Geometry, Kernels, convolve
+from sigexp.population.convolution import Kernels, convolve
+from sigexp.population.geometry import Geometry
 from sigexp.population.nonlinearity import of_layer
 
 LAYERS = [nn.Sigmoid(), CentredSigmoid(), nn.ReLU(), nn.LeakyReLU(0.1), nn.Tanh()]

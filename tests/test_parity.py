@@ -29,7 +29,6 @@ from sigexp.config import build
 from sigexp.layers.fft_conv import FFTConv2d
 from sigexp.population import compiling, native, together
 from sigexp.population.convolution import (
-    Geometry,
     Kernels,
     by_direct,
     by_fft,
@@ -38,6 +37,7 @@ from sigexp.population.convolution import (
     by_scatter,
     convolve,
 )
+from sigexp.population.geometry import Geometry
 from sigexp.population.plan import Plan
 from sigexp.population.population import Population
 from sigexp.population.rules import Stacked, cross_entropy

@@ -2,9 +2,8 @@
 
 Activations lie in memory as planes [P, C, B, H, W], whatever their logical order, because then one matrix product per
 member covers a whole minibatch, and where the input is shared one product covers all members; between two compiled
-convolutions as [P, C, H, W, B] (nonlinearity.py). Four algorithms make
-a convolution of such products, a fifth of none; `Kernels` says which one a layer takes, and is filled by timing them
-(race.py).
+convolutions as [P, C, H, W, B] (nonlinearity.py). Four algorithms make a convolution of such products, a fifth of none;
+`Kernels` says which one a layer takes, and is filled by timing them (race.py).
 
 direct: compiled (convolution.c, across.c), where there is a compiler: no windows are copied; most of a core's peak.
 patches: the windows of the input as columns (im2col), then one product; best for few input channels.
@@ -26,55 +25,12 @@ from torch import Tensor
 
 from sigexp.layers.fft_conv import FFTCorrelation
 from sigexp.population import compiling, native
+from sigexp.population.geometry import Geometry
 from sigexp.population.nonlinearity import Nonlinearity
 
-Pair = native.Pair
 WINDOW_VALUES = 2**21  # numbers in the columns that are made at a time
 SMALL = 8  # pixels of a side, below which vectors are not filled and products of matrices may do better
 LARGEST_WINDOWS = 2**26  # bytes of one example's windows as columns, above which they are not made
-
-
-def pair(value: Any) -> Pair:
-    return (int(value[0]), int(value[-1])) if isinstance(value, tuple | list) else (int(value), int(value))
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """What a convolution does besides its weights."""
-
-    kernel: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-    groups: int
-
-    @classmethod
-    def of(cls, kernel: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> "Geometry | None":
-        """From the arguments of `F.conv2d`; None where padding='same' is not the same on both sides."""
-        kernel, dilation = pair(kernel), pair(dilation)
-        if padding == "same":
-            reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-            if any(r % 2 for r in reach):
-                return None
-            padding = tuple(r // 2 for r in reach)
-        return cls(kernel, pair(stride), pair(0 if padding == "valid" else padding), dilation, groups)
-
-    @classmethod
-    def of_line(cls, kernel: int, stride: Any, padding: Any, dilation: Any, groups: int) -> "Geometry | None":
-        """From the arguments of `F.conv1d`, as a convolution of images one pixel high."""
-        stride, dilation = ((1, pair(value)[1]) for value in (stride, dilation))
-        padding = padding if isinstance(padding, str) else (0, pair(padding)[1])
-        return cls.of((1, kernel), stride, padding, dilation, groups)
-
-    def extent(self, size: Pair) -> Pair:
-        """Output pixels for inputs of `size`."""
-        (kh, kw), (sh, sw), (ph, pw), (dh, dw) = self.kernel, self.stride, self.padding, self.dilation
-        return (size[0] + 2 * ph - dh * (kh - 1) - 1) // sh + 1, (size[1] + 2 * pw - dw * (kw - 1) - 1) // sw + 1
-
-    def transposed(self) -> "Geometry":
-        """The geometry whose patches are the adjoint of this one's; for stride 1."""
-        padding = tuple(d * (k - 1) - p for k, d, p in zip(self.kernel, self.dilation, self.padding, strict=True))
-        return Geometry(self.kernel, (1, 1), (padding[0], padding[1]), self.dilation, self.groups)
 
 
 @dataclass
@@ -111,7 +67,7 @@ def convolve(
     """x [B, C, H, W] if shared, else [P, B, C, H, W]; weight [P, D, C, h, w]; bias [P, D] -> [P, B, D, H', W']."""
     planes = (x[None] if shared else x).transpose(1, 2)  # [Q, C, B, H, W], Q = 1 or P
     candidates = _candidates(geometry, planes, weight)
-    if "direct" not in candidates or not native.lies_across(planes):
+    if not (native.lies_across(planes) and "direct" in candidates and _goes_across(geometry, planes, weight)):
         planes = _planes(planes)
     if after:
         candidates = {
@@ -173,10 +129,17 @@ def _then(after: Nonlinearity, way: Callable[..., Tensor], *arguments: Any) -> T
 def by_direct(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor, after: Nonlinearity | None = None) -> Tensor:
     """Without windows, compiled; stride 1."""
     size = geometry.extent((x.shape[3], x.shape[4]))
-    settings = size, geometry.padding, geometry.dilation
-    number, slope = (after.number, after.slope) if after and native.goes_across(x, weight, *settings) else (0, 0.0)
-    out: Tensor = native.DirectConvolution.apply(compiling.kernel(), x, weight, bias, *settings, number, slope)
+    number, slope = (after.number, after.slope) if after and _goes_across(geometry, x, weight) else (0, 0.0)
+    out: Tensor = native.DirectConvolution.apply(
+        compiling.kernel(), x, weight, bias, size, geometry.padding, geometry.dilation, number, slope
+    )
     return after.function(out) if after and not number else out
+
+
+def _goes_across(geometry: Geometry, x: Tensor, weight: Tensor) -> bool:
+    """Whether examples can lie innermost, in what is read and, with a nonlinearity, in what is made."""
+    size = geometry.extent((x.shape[3], x.shape[4]))
+    return native.goes_across(x, weight, size, geometry.padding, geometry.dilation)
 
 
 def by_patches(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -29,7 +29,8 @@ from sigexp.layers.color import LinearizeSRGB
 from sigexp.layers.fft_conv import FFTConv2d
 from sigexp.layers.padding import SymmetricPad
 from sigexp.population import compiling, native
-from sigexp.population.convolution import Geometry, _patches
+from sigexp.population.convolution import _patches
+from sigexp.population.geometry import Geometry
 from sigexp.problem import Batch, PerExample
 from sigexp.signal.quality import mse
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sigexp.population.compiling import Convolution, Optimizer, Pixels, kernel
+from sigexp.population.geometry import Pair
 
-Pair = tuple[int, int]
 _recording = threading.local()  # calls: where to note what compiled functions are called
 
 
@@ -72,7 +72,7 @@ def lies_across(x: Tensor) -> bool:
 
 
 def goes_across(x: Tensor, weight: Tensor, size: Pair, padding: Pair, dilation: Pair) -> bool:
-    """Whether `DirectConvolution` can have a nonlinearity."""
+    """Whether `DirectConvolution` takes x that lies across, and can have a nonlinearity."""
     library = kernel()
     assert library is not None
     shape = _convolution(len(x) < len(weight), x.shape[2], weight, x.shape[3:], size, padding, dilation)
@@ -84,7 +84,7 @@ class DirectConvolution(torch.autograd.Function):
     """x [Q, C, B, H, W], Q = 1 or P, weight [P, D, C, h, w], bias [P, D] -> [P, D, B, H', W']; float32 on the CPU.
 
     Stride 1, no groups; padding and dilation as pairs. Where Q = 1 and P > 1, x gets no gradient. `size`: (H', W').
-    With a nonlinearity (nonlinearity.py), its number and slope, the result lies across, as x may.
+    With a nonlinearity (nonlinearity.py), its number and slope, the result lies across, as x may: where `goes_across`.
     """
 
     @staticmethod
@@ -104,8 +104,6 @@ class DirectConvolution(torch.autograd.Function):
         ctx.library = library
         ctx.shape = _convolution(len(x) < members, examples, weight, x.shape[3:], size, padding, dilation)
         ctx.shape.nonlinearity, ctx.shape.slope, ctx.shape.from_across = nonlinearity, slope, lies_across(x)
-        if ctx.shape.from_across and not library.across_takes(ctx.shape):
-            ctx.shape.from_across = False
         weight, bias = weight.contiguous(), bias.contiguous()
         x = x if ctx.shape.from_across else x.contiguous()
         if nonlinearity:

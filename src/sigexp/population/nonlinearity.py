@@ -13,6 +13,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from sigexp.layers.activations import CentredSigmoid
 
+NUMBERS: dict[type[nn.Module], int] = {nn.Sigmoid: 1, CentredSigmoid: 2, nn.ReLU: 3, nn.LeakyReLU: 4, nn.Tanh: 5}
 LEAST_TAPS = 9  # of the convolution that follows, as of those that across.c takes
 
 
@@ -27,12 +28,10 @@ class Nonlinearity:
 
 def of_layer(layer: nn.Module) -> Nonlinearity | None:
     """None for one that across.c does not know."""
-    if type(layer) is nn.LeakyReLU:
-        return Nonlinearity(layer, 4, layer.negative_slope) if layer.negative_slope > 0 else None
-    known: list[type[nn.Module]] = [nn.Sigmoid, CentredSigmoid, nn.ReLU]
-    if type(layer) is nn.Tanh:
-        return Nonlinearity(layer, 5)
-    return Nonlinearity(layer, known.index(type(layer)) + 1) if type(layer) in known else None
+    if isinstance(layer, nn.LeakyReLU) and layer.negative_slope <= 0:  # the sign of its value is not that of x
+        return None
+    number = NUMBERS.get(type(layer))
+    return Nonlinearity(layer, number, getattr(layer, "negative_slope", 0.0)) if number else None
 
 
 def hidden(

@@ -23,7 +23,8 @@ from torch import Tensor
 from sigexp.layers.fft_conv import fft_conv2d
 from sigexp.population import compiling, dense, native
 from sigexp.population.blocks import block, learn
-from sigexp.population.convolution import Geometry, convolve, pair
+from sigexp.population.convolution import convolve
+from sigexp.population.geometry import Geometry, pair
 from sigexp.population.nonlinearity import hidden
 from sigexp.population.recurrent import lstm_layers
 from sigexp.signal.quality import SquaredError, squared_error

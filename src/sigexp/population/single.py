@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sigexp.layers.chain import chain
 from sigexp.layers.lstm import SequenceLSTM
 from sigexp.population import compiling, native, scan
-from sigexp.population.convolution import Geometry
+from sigexp.population.geometry import Geometry
 from sigexp.population.moments import front_and_layer
 from sigexp.population.recurrent import joined
 from sigexp.problem import Batch, PerExample
