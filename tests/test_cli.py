@@ -5,10 +5,12 @@ import shlex
 import subprocess
 import sys
 
+import hydra
 import pytest
 
 from sigexp import catalog
 from sigexp.cli import main
+from sigexp.population import building
 
 TINY = [
     "dataset.size=20", "dataset.test_size=4", "search.max_samples=64", "search.members=2", "search.survivors=1",
@@ -26,6 +28,21 @@ def test_help_and_list_import_neither_torch_nor_hydra():
         done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout
+
+
+def test_compilers_are_at_work_while_a_run_imports(monkeypatch):
+    """Before torch is there, for a command that trains alone."""
+    begun = []
+    monkeypatch.setattr(building, "begin", lambda *part: begun.append(part))
+    monkeypatch.setattr(hydra, "main", lambda **_: lambda task: lambda: None)
+    for words in (["experiment=gaussian"], ["-m", "experiment=gaussian", "seed=1,2"]):
+        assert main(words) == 0
+        assert begun.pop() == ()
+    for words in (["experiment=gaussian", "--cfg", "job"], ["experiment=gaussian", "--info", "config"]):
+        assert main(words) == 0
+        assert not begun
+    code = "import sys, sigexp.cli, sigexp.population.building; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_list_names_everything(capsys):

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from torch import nn
 
 from sigexp import experiment, fusing, machine, parting
 from sigexp.cli import main
+from sigexp.datasets.blobs import boundary
 from sigexp.population.fused import Joint
 from sigexp.population.plan import Plan
 from sigexp.population.population import Population
@@ -23,6 +25,7 @@ from sigexp.population.state import Snapshot, take
 from sigexp.population.unfinished import advanced, merge, split
 from sigexp.problem import Batch
 from sigexp.report import page
+from sigexp.sharing import SHARED, remembering
 from sigexp.signal.quality import mse
 from sigexp.track import sweep
 
@@ -241,21 +244,17 @@ on_linux = pytest.mark.skipif(not hasattr(os, "fork") or not os.path.exists("/pr
 
 @pytest.fixture
 def forks(monkeypatch):
-    """Two cores, whatever the machine has; what becomes of a fork when it is made is for a test to say."""
+    """Two cores, whatever the machine has; what becomes of a fork's work is for a test to say."""
     real, made = parting.fork, []
     monkeypatch.setattr(machine, "cores", lambda: 2)
     monkeypatch.setattr(machine, "free_memory_bytes", lambda device: 2**40)
 
-    def fork(longest, without, in_child=lambda: None):
-        found = real(longest, without)
-        if found is None:
-            in_child()
-        else:
-            made.append(found)
-        return found
+    def becoming(in_child=lambda: None):
+        def fork(work, without=()):
+            made.append(real(lambda number: (in_child(), work(number))[1], without))
+            return made[-1]
 
-    def becoming(in_child, longest=None):
-        monkeypatch.setattr(parting, "fork", lambda most, without=(): fork(longest or most, without, in_child))
+        monkeypatch.setattr(parting, "fork", fork)
         return made
 
     return becoming
@@ -271,10 +270,10 @@ def gone(made):
 
 @on_linux
 def test_runs_end_side_by_side(workdir, plain, forks):
-    made = forks(lambda: None)
+    made = forks()
     assert main([*SMALL, *FOUR]) == 0
-    assert len(made) in (2, 3), "the first one ends in the sweep's process, for all of them; the last one may"
-    assert not any(one.status for one in made), [one.status for one in made]
+    assert len(made) == 2, "one a core; the first run ends in the sweep's process, for all of them"
+    assert all(one.at >= 0 for one in made)
     assert gone(made)
     jobs = sweep.read(next(Path("outputs/sweeps").iterdir()))
     assert [job.status for job in jobs] == ["finished"] * 4
@@ -293,32 +292,59 @@ def test_a_fork_does_without_the_statistics_alone():
     """It cannot look at them, has what lies beside them, and this process keeps both."""
     other, values = torch.ones(5), torch.ones(1_000_000)
 
-    def status(of, without):
-        made = parting.fork(9.0, without)
-        if made is None:
+    def look(of, without):
+        def work(number):
             faulthandler.disable()
-            os._exit(0 if float(of.sum()) == len(of) else 1)
-        while not made.ended():
-            time.sleep(0.001)
-        return made.status
+            return float(of.sum())
 
-    assert status(other, [values]) == 0
-    assert status(values, []) == 0
-    assert status(values, [values[:3]]) == signal.SIGSEGV, "a part of a tensor stands for all of its memory"
-    assert status(values, []) == 0, "the next one has it"
-    assert status(other, [other]) == 0, "pages are left out whole or not at all"
+        return [answer for _, answer in parting.side_by_side(work, 1, 1, 9.0, without)]
+
+    assert look(other, [values]) == [parting.Done(5.0)]
+    assert look(values, []) == [parting.Done(1e6)]
+    lost = [parting.Failed("its process ended without a word")]
+    assert look(values, [values[:3]]) == lost, "a part of a tensor stands for all of its memory"
+    assert look(values, []) == [parting.Done(1e6)], "the next one has it"
+    assert look(other, [other]) == [parting.Done(5.0)], "pages are left out whole or not at all"
     assert float(values.sum()) == 1_000_000
 
 
 @on_linux
+def test_forks_do_what_they_are_told():
+    """Each number once, by as many processes as there may be; a failure is that number's alone, a lost process leaves
+    the others the rest, and one that takes too long is lost."""
+
+    def work(number):
+        time.sleep(0.01)
+        if number == 3:
+            raise ValueError("no three")
+        if number == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if number == 7:
+            time.sleep(60)
+        return number, os.getpid()
+
+    found = dict(parting.side_by_side(work, 20, 3, 0.5))
+    assert sorted(found) == list(range(20))
+    assert found.pop(3) == parting.Failed("ValueError: no three")
+    assert found.pop(5) == parting.Failed("its process ended without a word")
+    assert found.pop(7) == parting.Failed("it took too long")
+    assert [found[number].value[0] for number in sorted(found)] == sorted(found)
+    processes = {answer.value[1] for answer in found.values()}
+    assert 2 <= len(processes) <= 3
+    assert os.getpid() not in processes
+    everyone = dict(parting.side_by_side(lambda number: os._exit(1), 4, 2, 0.5))
+    assert [type(everyone[number]) for number in range(4)] == [parting.Failed] * 4
+
+
+@on_linux
 def test_statistics_are_left_out_of_forks(workdir, plain, forks, monkeypatch):
-    forks(lambda: None)
+    forks()
     seen, tables, fork = [], [], parting.fork
 
-    def note(longest, without):
+    def note(work, without):
         seen.append([len(tensor) for tensor in without])
         tables.extend(map(weakref.ref, without))
-        return fork(longest, without)
+        return fork(work, without)
 
     monkeypatch.setattr(parting, "fork", note)
     assert main([*SMALL, *FOUR, "trainer.execution=moments", "search.max_samples=400"]) == 0
@@ -329,7 +355,7 @@ def test_statistics_are_left_out_of_forks(workdir, plain, forks, monkeypatch):
 
 @on_linux
 def test_the_peak_of_memory_is_that_of_the_whole_run(workdir, plain, forks, monkeypatch):
-    forks(lambda: None)
+    forks()
     parent = os.getpid()
     monkeypatch.setattr(machine, "peak_memory_bytes", lambda: 2_000 if os.getpid() == parent else 1_000)
     assert main([*SMALL, *FOUR]) == 0
@@ -338,7 +364,7 @@ def test_the_peak_of_memory_is_that_of_the_whole_run(workdir, plain, forks, monk
 
 @on_linux
 def test_what_is_the_users_own_is_in_one_process(forks):
-    forks(lambda: None)
+    forks()
     own, other = {"_target_": "sigexp.models.filters.linear"}, {"_target_": "mine.linear"}
     assert parting.possible({"dataset": own, "model": own})
     assert not parting.possible({"dataset": other, "model": own})
@@ -346,40 +372,49 @@ def test_what_is_the_users_own_is_in_one_process(forks):
 
 
 @on_linux
-@pytest.mark.parametrize("fate", ["killed", "stuck", "none"])
+@pytest.mark.parametrize("fate", ["killed", "stuck", "failing", "none"])
 def test_a_run_whose_process_is_lost_ends_in_the_sweeps(fate, workdir, plain, forks, monkeypatch):
     def lost():
         if fate == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        if fate == "failing":
+            raise OSError(28, "No space left on device")
         time.sleep(60)
 
-    made = forks(lost, longest=0.2)
+    made = forks(lost)
+    monkeypatch.setattr(fusing, "LONGER", 0.0)
+    monkeypatch.setattr(fusing, "LEAST_S", 0.2)
     if fate == "none":
         monkeypatch.setattr(os, "fork", lambda: (_ for _ in ()).throw(BlockingIOError(11, "no room for a process")))
     assert main([*SMALL, *FOUR]) == 0
     assert gone(made)
-    assert [one.status for one in made] == [signal.SIGKILL] * (0 if fate == "none" else len(made))
-    said = "ends in the sweep's own process: no room" if fate == "none" else "(status 9); it ends here"
+    why = {
+        "killed": "its process ended without a word", "stuck": "it took too long",
+        "failing": "OSError: [Errno 28] No space left on device", "none": "no room for a process",
+    }  # fmt: skip
     logs = [(folder / "run.log").read_text() for folder in runs("outputs").values()]
-    assert sum(said in log for log in logs) >= 2
+    assert sum(f"({why[fate]}); it ends here" in log for log in logs) >= 2
+    assert sum("it ends here" in log for log in logs) == 3, "the first one never was to end elsewhere"
     assert all(log.count(" INFO done: ") == 1 for log in logs)
 
 
 @on_linux
-def test_a_run_that_fails_in_a_process_of_its_own_has_failed(workdir, plain, forks, monkeypatch, capsys):
-    parent = os.getpid()
+def test_a_run_that_fails_at_its_end_has_failed(workdir, plain, forks, monkeypatch):
+    """In a fork and in the sweep's process, and the others have not."""
 
-    def show(*_):
-        if os.getpid() != parent:
+    def show(folder, *_):
+        if "seed: 2" in (folder / "config.yaml").read_text():
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(experiment, "show", show)
-    made = forks(lambda: None)
+    forks()
     assert main([*SMALL, *FOUR]) == 4
-    assert len(made) in (2, 3)
     jobs = sweep.read(next(Path("outputs/sweeps").iterdir()))
-    assert sorted(job.status for job in jobs) == ["failed"] * len(made) + ["finished"] * (4 - len(made))
-    assert all("No space left" in job.error for job in jobs if job.status == "failed")
+    assert [job.status for job in jobs] == ["finished", "finished", "failed", "finished"]
+    assert "No space left" in jobs[2].error
+    log = (next(Path("outputs/sweeps").iterdir()) / jobs[2].folder / "run.log").read_text()
+    assert "No space left on device" in log
+    assert "Traceback" in log
     monkeypatch.setattr(experiment, "show", lambda *_: None)
     assert main([*SMALL, *FOUR]) == 0
     assert len(list(Path("outputs").rglob("result.json"))) == 4
@@ -391,20 +426,53 @@ def test_an_interrupt_reaches_runs_at_their_end(workdir, plain, forks, monkeypat
     monkeypatch.setattr(fusing.stopping, "PATIENCE_S", 0.3)
     monkeypatch.setattr(fusing, "SAVING_S", 0.0)
     made = forks(lambda: time.sleep(60))
-    real = parting.Fork.ended
+    real = parting.Fork.answer
 
-    def ended(self):
-        if len(made) == 2 and not asked:
+    def answer(self):
+        if not asked:
             asked.append(True)
             os.kill(os.getpid(), signal.SIGINT)
         return real(self)
 
     asked: list[bool] = []
-    monkeypatch.setattr(parting.Fork, "ended", ended)
+    wait = parting.wait
+    monkeypatch.setattr(parting, "wait", lambda connections, timeout: wait(connections, min(timeout, 0.05)))
+    monkeypatch.setattr(parting.Fork, "answer", answer)
     assert main([*SMALL, *FOUR]) == 130
+    assert len(made) == 2
     assert gone(made)
     jobs = sweep.read(next(Path("outputs/sweeps").iterdir()))
     assert sorted(job.status for job in jobs) == ["finished"] + ["interrupted"] * 3
-    forks(lambda: None)
+    forks()
     assert main([*SMALL, *FOUR]) == 0
     assert len(list(Path("outputs").rglob("result.json"))) == 4
+
+
+def test_examples_that_runs_share_stay_as_they_were_drawn():
+    """Drawn once, and anew where a model has written to them; for what is not known, each use has its own."""
+    drawn = []
+
+    def sample(split, index):
+        drawn.append(split)
+        return Batch(torch.ones(len(index), 1, 4), torch.ones(len(index), 1, 4))
+
+    def use(known):
+        drawn.clear()
+        problem = remembering(replace(the_problem, sample=sample), known=known)
+        for write in (lambda x: x, lambda x: x[0].relu_().mul_(2), lambda x: x.add_(1), lambda x: x):
+            batch = problem.sample("test", torch.arange(3))
+            assert torch.equal(batch.inputs, torch.ones(3, 1, 4))
+            with torch.no_grad():
+                write(batch.inputs)
+        problem.sample("train", torch.tensor([5, 2]))
+        problem.sample("train", torch.tensor([5, 2]))
+        return drawn
+
+    the_problem = boundary(size=8, test_size=4)
+    token = SHARED.set(object())
+    try:
+        assert use(known=True) == ["test", "test", "test", "train", "train"]
+        assert use(known=False) == ["test", "train", "train"]
+    finally:
+        SHARED.reset(token)
+    assert remembering(the_problem, known=True) is the_problem, "a run that is alone"

@@ -81,10 +81,16 @@ def made_link(folder: Path) -> None:
     load_yaml(folder, "a.yaml")
 
 
+@pytest.mark.parametrize("loader", ["libyaml's", "Python's"])
 @pytest.mark.parametrize(
-    "text", ["a: !!timestamp x", "a: !!int ''", "a: !!bool x", "a: &a [*a]", "[" * 1000, "? {}\n: 1", "\x00", "a: \xff"]
-)
-def test_odd_yaml_is_unreadable(tmp_path, text):
+    "text", [
+        "a: !!timestamp x", "a: !!int ''", "a: !!bool x", "a: &a [*a]", "[" * 1000, "[" * 50_000,
+        "{a: " * 101 + "}" * 101, "? {}\n: 1", "\x00", "a: \xff",
+    ]
+)  # fmt: skip
+def test_odd_yaml_is_unreadable(tmp_path, text, loader, monkeypatch):
+    if loader == "Python's":
+        monkeypatch.setattr(documents, "_LOADER", yaml.SafeLoader)
     (tmp_path / "a.yaml").write_text(text, encoding="latin-1")
     with pytest.raises(Unreadable, match=r"a\.yaml cannot be read"):
         load_yaml(tmp_path, "a.yaml")

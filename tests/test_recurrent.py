@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sigexp.population import compiling
+from sigexp.population import building, compiling
 from sigexp.population.recurrent import lstm_layers
 
 # members, inputs' members, T, B, I, H, layers, directions, bias
@@ -169,19 +169,19 @@ def test_each_part_is_compiled_when_it_is_asked_for(compiled, fresh, tmp_path: P
     assert compiling.takes(torch.ones(1))
     assert [path.name.split("-")[1] for path in tmp_path.iterdir()] == [compiling.LAYERS]
     assert compiling.takes(torch.ones(1), part=compiling.LSTM)
-    assert sorted(path.name.split("-")[1] for path in tmp_path.iterdir()) == sorted(compiling.SOURCES)
+    assert sorted(path.name.split("-")[1] for path in tmp_path.iterdir()) == sorted(building.SOURCES)
 
 
 def test_of_many_that_start_together_one_compiles(compiled, fresh, tmp_path: Path, monkeypatch):
     """A compiler that takes notes: five threads stand for five runs, and hold five descriptors as they would."""
-    notes, compiler, real = tmp_path / "notes", tmp_path / "cc", shlex.join(compiling._compiler())
+    notes, compiler, real = tmp_path / "notes", tmp_path / "cc", shlex.join(building._compiler())
     script = f'case "$*" in *" -c "*lstm.c*) echo compiled >> "{notes}" ;; esac\nexec {real} "$@"\n'
     compiler.write_text(f"#!/bin/sh\n{script}")
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
     monkeypatch.setenv("SIGEXP_DATA", str(tmp_path / "cache"))
     with ThreadPoolExecutor(5) as pool:
-        paths = list(pool.map(lambda i: compiling._built(compiling.LSTM), range(5)))
+        paths = list(pool.map(lambda i: building.built(compiling.LSTM), range(5)))
     assert notes.read_text() == "compiled\n"
     assert len(set(paths)) == 1
     assert paths[0].is_file()
@@ -202,5 +202,5 @@ def test_without_the_library_torch_does_the_work(name, value, fresh, tmp_path, m
 
 def test_a_damaged_library_is_not_used(compiled, fresh, tmp_path, monkeypatch):
     monkeypatch.setenv("SIGEXP_DATA", str(tmp_path))
-    compiling._built(compiling.LSTM).write_bytes(b"damaged")
+    building.built(compiling.LSTM).write_bytes(b"damaged")
     assert compiling.kernel(compiling.LSTM) is None

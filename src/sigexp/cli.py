@@ -17,6 +17,8 @@ from sigexp import __version__, catalog, garbage, stopping
 from sigexp.usage import FIRST, HELP, WrongCommand
 from sigexp.verbs import VERBS, carry_out
 
+ONLY_SHOW = ("help", "hydra_help", "cfg", "info", "shell_completion")  # Hydra's options with which nothing is trained
+
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
@@ -118,10 +120,13 @@ def hydra_run(words: list[str]) -> int:
     from omegaconf import DictConfig
 
     from sigexp import config
+    from sigexp.population import building
 
     parser = get_args_parser()
     parser.error = wrong_words  # type: ignore[method-assign]
     sys.argv = ["sigexp", *overrides_first(words, parser)]
+    if not any(getattr(parser.parse_args(sys.argv[1:]), name) for name in ONLY_SHOW):
+        building.begin()  # beside the imports of what a run needs
     failures: list[Exception] = []
 
     def task(cfg: DictConfig) -> float | None:

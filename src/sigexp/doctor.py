@@ -193,7 +193,7 @@ def peak_gflops(device: str, size: int) -> float:
 
 def native_kernels() -> tuple[str, str, str]:
     """Whether the C functions of the population are there; compiles them where that is still to do."""
-    from sigexp.population import compiling
+    from sigexp.population import building, compiling
 
     name = "C kernels"
     if os.environ.get("SIGEXP_NATIVE") == "0":
@@ -201,7 +201,7 @@ def native_kernels() -> tuple[str, str, str]:
     compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None:
         return name, "warn", "no C compiler (cc, gcc, clang): training is slower; on Debian: apt install gcc"
-    libraries = [compiling.kernel(part) for part in compiling.SOURCES]
+    libraries = [compiling.kernel(part) for part in building.SOURCES]
     if None in libraries:
         return name, "warn", f"{compiler} cannot compile them: training is slower; the log of a run says why"
     return name, "ok", f"compiled by {compiler}: {', '.join(library._name for library in libraries if library)}"

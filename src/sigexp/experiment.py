@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 import sigexp
@@ -17,7 +16,7 @@ from sigexp import catalog, clock, evaluation, kernels, machine, sharing
 from sigexp.bounds import excess, linear_bounds, passing
 from sigexp.keeping import Keeper
 from sigexp.names import Names
-from sigexp.population import compiling
+from sigexp.population import building
 from sigexp.problem import Batch, Problem, Reference
 from sigexp.report import cases, claims, claims_file, page, response, verdicts
 from sigexp.report.board import Board
@@ -26,6 +25,7 @@ from sigexp.report.pictures import pictures
 from sigexp.saved import save_model
 from sigexp.signal.response import Response
 from sigexp.track import folder as folders
+from sigexp.track.documents import dump_yaml
 from sigexp.training import Ready, Trained, prepare, train
 
 log = logging.getLogger("sigexp")
@@ -73,7 +73,7 @@ def _run(
     began = clock.seconds()
     machine.reset_peak_memory()
     phases.at("data", checked=False)
-    compiling.begin()
+    building.begin()
     ready = prepare(config, names)
     problem = ready.problem
     known = sharing.once("claims", lambda: claims_file.load(names.experiment))
@@ -92,42 +92,47 @@ def _run(
         stack.enter_context(closing(board))
         board.begin(config)
         trained = train(config, ready, folder, board, allocator_tuned, phases, kept)
-        sharing.part()
-        best, feed = trained.best, trained.feed
-        save_model(folder, best, described(config, names, ready))
-        phases.at("bounds")
-        looks = response.measured(best, problem)
-        sight = looks.field if looks else None
-        bounds = linear_bounds(best, problem, feed, config["footprint"], sight, trained.fitted)
-        judged = {**problem.references, **bounds}
-        seen = cases.Cases(problem)
-        phases.at("testing")
-        test, references = judge(trained.outputs, problem, judged, ready.device, [seen, board.watch])
-        result = {
-            **summary(config, names, ready, trained, test, references, command),
-            "excess": excess(best, problem, test, references),
-            "learning_curve": passing(best, problem, feed, references),
-            "response": looks.numbers() if looks else None,
-        }
-        on_train = evaluation.evaluate({"": trained.outputs}, problem, "train", ready.device, evaluation.TRAIN_EXAMPLES)
-        result["best"]["train"] = on_train[""]
-        phases.at("report")
-        show(folder, board, best, problem, judged, ready.device, looks)
-        folders.write(folder / "cases.json", folders.dumps(cases.as_dict(seen, judged, references)))
-        result["kernels"] = kernels.measure(best)
-        seconds = kept.seconds_before + clock.seconds() - began
-        result |= {"phases": phases.finished(), "seconds": seconds}
-        result["claims"] = verdicts.of_result(stated, result)
-        board.end(result)
-        folders.write(folder / "result.json", folders.dumps(result, indent=2) + "\n")
-        try:
-            page.write(folder)
-        except OSError:
-            raise
-        except Exception as error:  # the result is there, and `sigexp report` can write the page later
-            log.warning("no report.html: %s", " ".join(str(error).split())[:200])
-        log.info("done: %s", folders.dumps(test))
-    return Run(folder, result, best)
+
+        def end() -> dict[str, Any]:
+            best, feed = trained.best, trained.feed
+            save_model(folder, best, described(config, names, ready))
+            phases.at("bounds")
+            looks = response.measured(best, problem)
+            sight = looks.field if looks else None
+            bounds = linear_bounds(best, problem, feed, config["footprint"], sight, trained.fitted)
+            judged = {**problem.references, **bounds}
+            seen = cases.Cases(problem)
+            phases.at("testing")
+            test, references = judge(trained.outputs, problem, judged, ready.device, [seen, board.watch])
+            result = {
+                **summary(config, names, ready, trained, test, references, command),
+                "excess": excess(best, problem, test, references),
+                "learning_curve": passing(best, problem, feed, references),
+                "response": looks.numbers() if looks else None,
+            }
+            on_train = evaluation.evaluate(
+                {"": trained.outputs}, problem, "train", ready.device, evaluation.TRAIN_EXAMPLES
+            )
+            result["best"]["train"] = on_train[""]
+            phases.at("report")
+            show(folder, board, best, problem, judged, ready.device, looks)
+            folders.write(folder / "cases.json", folders.dumps(cases.as_dict(seen, judged, references)))
+            result["kernels"] = kernels.measure(best)
+            seconds = kept.seconds_before + clock.seconds() - began
+            result |= {"phases": phases.finished(), "seconds": seconds}
+            result["claims"] = verdicts.of_result(stated, result)
+            board.end(result)
+            folders.write(folder / "result.json", folders.dumps(result, indent=2) + "\n")
+            try:
+                page.write(folder)
+            except OSError:
+                raise
+            except Exception as error:  # the result is there, and `sigexp report` can write the page later
+                log.warning("no report.html: %s", " ".join(str(error).split())[:200])
+            log.info("done: %s", folders.dumps(test))
+            return result
+
+        return Run(folder, sharing.end(end), trained.best)
 
 
 def judge(
@@ -220,14 +225,14 @@ def of_the_lecture(names: Names) -> bool:
 
 
 def write_config(folder: Path, config: Mapping[str, Any], names: Names, overrides: Sequence[str]) -> None:
-    folders.write(folder / "config.yaml", yaml.safe_dump({**config, "names": names.chosen()}, sort_keys=False))
+    folders.write(folder / "config.yaml", dump_yaml({**config, "names": names.chosen()}))
     composed = {
         "choices": names.chosen(),
         "overrides": list(overrides),
         "version": sigexp.__version__,
         "conf": dict(names.conf),
     }
-    folders.write(folder / "composed.yaml", yaml.safe_dump(composed, sort_keys=False))
+    folders.write(folder / "composed.yaml", dump_yaml(composed))
 
 
 def described(config: Mapping[str, Any], names: Names, ready: Ready) -> dict[str, Any]:

@@ -8,15 +8,13 @@ comes to its end here, and the others, which find all that there, side by side (
 
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from contextvars import ContextVar, copy_context
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,21 +27,13 @@ from sigexp.report import terminal
 from sigexp.sweep_job import Task, do
 from sigexp.track.sweep import Ledger
 
+T = TypeVar("T")
 log = logging.getLogger("sigexp")
 CARRIED = ("lr", "momentum", "weight_decay")  # fields of trainer.optimizer that every member has for itself
 MOST_MEMORY = 0.25  # of what is free, that the members of a group may take
 COPIES = 12  # of a member's numbers that a run holds: optimizer's state, gradients, snapshots, the best so far
 SAVING_S = 1.0  # for each job, when a signal asks them to end
 LONGER, LEAST_S = 20.0, 10.0  # times what the first job's end took, and seconds, that one in a fork may take
-POLL_S = 0.005
-
-
-@dataclass(frozen=True)
-class Apart:
-    """A process for a job's end: the most seconds that it may take, and the tensors that it does not have."""
-
-    longest: float
-    without: Sequence[Tensor]
 
 
 class Turn:
@@ -54,11 +44,10 @@ class Turn:
         self.values: Mapping[ContextVar[Any], Any] = {}  # of context variables, within the thread
         self.go, self.back = threading.Semaphore(0), threading.Semaphore(0)
         self.call: Call | None = None  # what it waits for
-        self.trained = False  # it waits to come to its end
-        self.apart: Apart | None = None  # that it does so in a process of its own
-        self.fork: parting.Fork | None = None  # that process, while it waits for it
+        self.ending: Callable[[], Any] | None = None  # what is left of it, once it has trained and waits
+        self.ended: parting.Done | None = None  # that, where another process did it
         self.error: BaseException | None = None
-        self.running = self.waits = self.ended = self.abandoned = self.forked = False
+        self.running = self.waits = self.abandoned = False
         self.spent, self.since = 0.0, 0.0
         self.handlers: list[logging.Handler] = []
         self.random = torch.get_rng_state()
@@ -69,34 +58,35 @@ class Turn:
             variable.set(value)
         try:
             self.work()
-        except stopping.Elsewhere:
-            pass
         except BaseException as error:
             self.error = error
-        if self.forked:
-            os._exit(0 if self.error is None else 1)  # Python's own end is the parent's
-        self.ended = True
         self.back.release()
+        self.go.acquire()  # no thread is on its way out when others are forked (parting.py)
 
     def take(self) -> None:
-        """Let the job go on until it asks for something, or has ended. What is the process's own, the log's handlers
-        and random numbers, is the job's meanwhile."""
+        """Let the job go on until it asks for something, or has ended."""
+        with self.own():
+            if self.thread.ident is None:
+                self.thread.start()
+            else:
+                self.go.release()
+            self.back.acquire()
+
+    @contextmanager
+    def own(self) -> Iterator[None]:
+        """What is the process's own, the log's handlers and random numbers, is the job's within; its clock runs."""
         others, random = list(log.handlers), torch.get_rng_state()
         log.handlers[:] = self.handlers
         torch.set_rng_state(self.random)
         self.running, self.since = True, time.perf_counter()
-        if self.thread.ident is None:
-            self.thread.start()
-        else:
-            self.go.release()
-        self.back.acquire()
-        self.running = False
-        self.spent += time.perf_counter() - self.since
-        self.handlers, self.random = list(log.handlers), torch.get_rng_state()
-        log.handlers[:] = others
-        torch.set_rng_state(random)
-        if self.ended:
-            parting.wait_for_end(self.thread)
+        try:
+            yield
+        finally:
+            self.running = False
+            self.spent += time.perf_counter() - self.since
+            self.handlers, self.random = list(log.handlers), torch.get_rng_state()
+            log.handlers[:] = others
+            torch.set_rng_state(random)
 
     def ask(self, call: Call) -> Any:
         """In the job's thread: wait until a call has been carried out."""
@@ -107,27 +97,23 @@ class Turn:
             raise call.error
         return call.answer
 
-    def part(self) -> None:
-        """In the job's thread: wait until it may come to its end, here or `apart`."""
-        self.trained = True
+    def end(self, rest: Callable[[], T]) -> T:
+        """In the job's thread: wait until what is left of it may be done, here, or was in another process."""
+        self.ending = partial(copy_context().run, rest)
         self._wait()
-        self.trained = False
-        aside, self.apart = self.apart, None  # or what it is without would live as long as this
-        if aside is None:
-            return
-        try:
-            self.fork = parting.fork(aside.longest, aside.without)
-        except OSError as error:
-            log.info("the run ends in the sweep's own process: %s", error.strerror)
-            return
-        if self.fork is None:
-            self.forked = True
-            return
-        self._wait()
-        if self.fork.status == 0:
-            raise stopping.Elsewhere
-        log.warning("the process in which this run was to end did not (status %s); it ends here", self.fork.status)
-        self.fork = None
+        self.ending = None
+        if self.ended is None:
+            return rest()
+        value: T = self.ended.value
+        return value
+
+    def end_apart(self) -> tuple[Any, float]:
+        """In a fork: what is left of the job, and the seconds that it took."""
+        assert self.ending is not None
+        before = self.spent
+        with self.own():
+            value = self.ending()
+        return value, self.spent - before
 
     def _wait(self) -> None:
         self.waits = True
@@ -136,6 +122,15 @@ class Turn:
         self.waits = False
         if self.abandoned:
             raise KeyboardInterrupt
+
+    def let_go(self) -> None:
+        """Have the thread end, if it has begun: the job has ended, or is given up."""
+        if self.waits:
+            self.abandoned = True
+            self.take()
+        if self.thread.ident is not None:
+            self.go.release()
+            self.thread.join()
 
     def seconds(self) -> float:
         """The job's own share of the time."""
@@ -161,7 +156,7 @@ def run(tasks: Sequence[Task], ledger: Ledger) -> None:
             turn = Turn(partial(do, task, ledger))
             turn.values = {
                 clock.CLOCK: turn.seconds,
-                sharing.SHARED: sharing.Shared(joint, len(tasks), largest, turn.ask, turn.part, store),
+                sharing.SHARED: sharing.Shared(joint, len(tasks), largest, turn.ask, turn.end, store),
                 stopping.SHARED: request,
                 terminal.SILENT: True,
             }
@@ -169,12 +164,8 @@ def run(tasks: Sequence[Task], ledger: Ledger) -> None:
         try:
             take_turns(turns, joint, request, Ends(parting.possible(tasks[0].config), joint.statistics))
         finally:
-            for turn in turns:  # those that wait where this thread was interrupted
-                if turn.waits:
-                    if turn.fork is not None:
-                        turn.fork.kill()
-                    turn.abandoned = True
-                    turn.take()
+            for turn in turns:
+                turn.let_go()
             joint.close()
     machine.release_memory()
     request.raise_noted()
@@ -189,7 +180,7 @@ def take_turns(turns: Sequence[Turn], joint: Joint, request: stopping.Request, e
         if not request:
             turn.take()
     while True:
-        ends.come([turn for turn in turns if turn.trained])
+        ends.come([turn for turn in turns if turn.ending is not None])
         asking = [turn for turn in turns if turn.call is not None]
         if not asking:
             return
@@ -211,24 +202,39 @@ class Ends:
         self.apart, self.unneeded = apart, unneeded
         self.longest: float | None = None  # seconds that an end may take, once one has been seen
 
-    def come(self, waiting: list[Turn]) -> None:
-        busy: list[Turn] = []
-        while waiting or busy:
-            room = self.room()
-            if waiting and len(busy) < room:
-                turn, began = waiting.pop(0), time.perf_counter()
-                if self.longest is not None and room > 1 and (busy or waiting):
-                    turn.apart = Apart(self.longest, self.unneeded())
+    def come(self, waiting: Sequence[Turn]) -> None:
+        left = list(waiting)
+        while left and self.longest is None:
+            turn, began = left.pop(0), time.perf_counter()
+            turn.take()
+            if turn.error is None:
+                self.longest = LEAST_S + LONGER * (time.perf_counter() - began)
+        if len(left) > 1 and (room := self.room()) > 1:
+            self.side_by_side(left, room)
+        else:
+            for turn in left:
                 turn.take()
-                if turn.fork is not None:
-                    busy.append(turn)
-                elif turn.error is None:
-                    self.longest = LEAST_S + LONGER * (time.perf_counter() - began)
-                continue
-            for turn in [turn for turn in busy if turn.fork is not None and turn.fork.ended()]:
-                busy.remove(turn)
+
+    def side_by_side(self, turns: Sequence[Turn], room: int) -> None:
+        """In processes beside this one; one that did not come to its end there does so here."""
+        assert self.longest is not None
+        lost = []
+        with closing(
+            parting.side_by_side(lambda n: turns[n].end_apart(), len(turns), room, self.longest, self.unneeded())
+        ) as answers:
+            for number, answer in answers:
+                turn = turns[number]
+                if isinstance(answer, parting.Failed):
+                    lost.append((turn, answer.reason))
+                    continue
+                value, seconds = answer.value
+                turn.ended = parting.Done(value)
+                turn.spent += seconds
                 turn.take()
-            time.sleep(POLL_S)
+        for turn, reason in lost:
+            with heard_by([turn]):
+                log.warning("the run was to end in a process beside the sweep's (%s); it ends here", reason)
+            turn.take()
 
     def room(self) -> int:
         """How many may be at once; a process beside this one may come to hold as much memory as this one does."""

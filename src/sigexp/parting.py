@@ -1,93 +1,163 @@
-"""The end of a run in a fork of this process, so that the runs of a group end side by side.
+"""Work in forks of this process, so that the runs of a group end side by side.
 
-A fork has all that the run has, at the cost of some milliseconds, but of the threads the one alone that forked. So it
-computes in one thread, and is made only where that is safe: on Linux, with a torch that has no GPU to lose. This
-process keeps the run until the fork has ended it, and ends it itself where the fork did not.
+A fork has all that this process has, at the cost of some milliseconds, but of the threads the one alone that forked. So
+it computes in one thread, and is made only where that is safe: on Linux, with a torch that has no GPU to lose, and
+while no thread is on its way out, which may hold a lock of MKL's that the fork would wait for without end. This process
+keeps what forks are at, and can do itself what they did not.
 """
 
 import gc
 import os
 import signal
 import sys
-import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sigexp import machine, stopping
-
-UNKNOWN = -1  # status of a process of which the system does not say how it ended
+from sigexp import machine, sharing, stopping
 
 
 def possible(config: Mapping[str, Any]) -> bool:
     """Whether forks of this process can compute beside each other. Not where dataset or model is the user's own: what
     it holds, such as an open file, forks would share."""
-    own = all(str(config[part]["_target_"]).startswith("sigexp.") for part in ("dataset", "model"))
-    return own and sys.platform == "linux" and machine.cores() > 1 and not torch.cuda.is_available()
+    here = sys.platform == "linux" and machine.cores() > 1 and not torch.cuda.is_available()
+    return here and sharing.packaged(config)
+
+
+@dataclass
+class Done:
+    """What the work gave."""
+
+    value: Any
+
+
+@dataclass
+class Failed:
+    """Why it gave nothing."""
+
+    reason: str
 
 
 @dataclass
 class Fork:
-    """Another process, until it has ended; it is killed where that takes longer than `longest` seconds."""
+    """Another process, which does what it is told by a number, one at a time."""
 
     pid: int
-    longest: float
-    began: float = field(default_factory=time.monotonic)
-    status: int | None = None
+    connection: Connection
+    at: int = -1  # the number that it was told
+    until: float = 0.0  # when that takes too long
+    lost: bool = False  # it answers no more
 
-    def ended(self) -> bool:
-        if self.status is None:
-            try:
-                found, status = os.waitpid(self.pid, os.WNOHANG)
-            except ChildProcessError:  # where the system was told to forget them
-                found, status = self.pid, UNKNOWN
-            if found:
-                self.status = status
-            elif time.monotonic() - self.began > self.longest:
-                self.kill()
-        return self.status is not None
+    def begin(self, number: int, longest: float) -> None:
+        self.at, self.until = number, time.monotonic() + longest
+        with suppress(BrokenPipeError):  # `answer` says that it has ended
+            self.connection.send(number)
+
+    def answer(self) -> Done | Failed | None:
+        """None while it is at it."""
+        try:
+            if self.connection.poll():
+                found: Done | Failed = self.connection.recv()
+                return found
+        except (EOFError, ConnectionResetError):
+            self.kill()
+            return Failed("its process ended without a word")
+        if time.monotonic() < self.until:
+            return None
+        self.kill()
+        return Failed("it took too long")
 
     def kill(self) -> None:
-        if self.status is None:
-            self.status = UNKNOWN
-            with suppress(ProcessLookupError, ChildProcessError):
-                os.kill(self.pid, signal.SIGKILL)
-                _, self.status = os.waitpid(self.pid, 0)
+        self.lost = True
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
 
 
-def wait_for_end(thread: threading.Thread) -> None:
-    """Until the system has no more of a thread than its memory: on its way out it holds a lock of MKL's, which a fork
-    made then would wait for without end."""
-    thread.join()
-    place, until = f"/proc/self/task/{thread.native_id}", time.monotonic() + 1
-    while os.path.exists(place) and time.monotonic() < until:
-        time.sleep(0.0002)
+def side_by_side(
+    work: Callable[[int], Any], count: int, at_once: int, longest: float, without: Sequence[Tensor] = ()
+) -> Generator[tuple[int, Done | Failed], None, None]:
+    """Every number below `count`, and what `work` gives for it in a fork, in the order in which they end.
 
-
-def fork(longest: float, without: Sequence[Tensor] = ()) -> Fork | None:
-    """The other process in this one, None in the other one. Raises OSError where the system has no room for it.
-
-    without: what the other one does not need, and cannot have.
+    longest: seconds that one may take. without: what forks do not need, and cannot have.
     """
+    forks, left, failed = list[Fork](), deque(range(count)), Failed("its processes are lost")
+    try:
+        for _ in range(min(at_once, count)):
+            try:
+                forks.append(fork(work, without))
+            except OSError as error:
+                failed = Failed(str(error.strerror))
+                break
+            forks[-1].begin(left.popleft(), longest)
+        busy = list(forks)
+        while busy:
+            wait([one.connection for one in busy], max(0.0, min(one.until for one in busy) - time.monotonic()))
+            for one in list(busy):
+                if (answer := one.answer()) is None:
+                    continue
+                number = one.at
+                if left and not one.lost:
+                    one.begin(left.popleft(), longest)
+                else:
+                    busy.remove(one)
+                yield number, answer
+        for number in left:
+            yield number, failed
+    finally:
+        for one in forks:
+            one.connection.close()
+            one.kill()
+        for one in forks:
+            with suppress(ChildProcessError):  # where the system was told to forget them
+                os.waitpid(one.pid, 0)
+
+
+def fork(work: Callable[[int], Any], without: Sequence[Tensor] = ()) -> Fork:
+    """A process that waits for numbers. Raises OSError where the system has no room for it."""
     parent = os.getpid()
     blocks = [(storage.data_ptr(), storage.nbytes()) for tensor in without if (storage := tensor.untyped_storage())]
-    with warnings.catch_warnings(), machine.without(blocks):
-        # Python's, of threads that may hold locks: all of them wait.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if pid:
-        return Fork(pid, longest)
+    ours, theirs = Pipe()
+    with theirs:
+        try:
+            with warnings.catch_warnings(), machine.without(blocks):
+                # Python's, of threads that may hold locks: all of them wait.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                pid = os.fork()
+        except OSError:
+            ours.close()
+            raise
+        if pid:
+            return Fork(pid, ours)
+        try:
+            ours.close()
+            _settle(parent)
+            _serve(theirs, work)
+        finally:
+            os._exit(0)  # Python's own end is the parent's
+
+
+def _settle(parent: int) -> None:
     machine.end_with_parent(parent)
     for name in stopping.NAMES:  # which this process is told too, and it waits for the other one
         signal.signal(getattr(signal, name), signal.SIG_IGN)
-    gc.disable()  # it would write to all of the memory that both have, and there is no time for garbage
+    gc.freeze()  # a search for garbage would write to all of the memory that both have
     torch.set_num_threads(1)
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(0)  # no pool of threads
-    return None
+
+
+def _serve(connection: Connection, work: Callable[[int], Any]) -> None:
+    while True:
+        number = connection.recv()
+        try:
+            connection.send(Done(work(number)))
+        except BaseException as error:
+            connection.send(Failed(f"{type(error).__name__}: {error}"))

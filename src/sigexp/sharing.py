@@ -5,7 +5,7 @@ and the search, which are the same for all runs that share.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -26,13 +26,14 @@ MOST_BYTES = 200_000_000  # of validation and test examples that are kept
 @dataclass
 class Shared:
     """What the runs of a group share. store: what was computed. joint: carries their populations. runs: how many there
-    are. batch_size: the largest of theirs. part: called by a run that has trained, before it comes to its end."""
+    are. batch_size: the largest of theirs. end: does what is left of a run that has trained, maybe in another process.
+    """
 
     joint: Joint
     runs: int
     batch_size: int
     ask: Callable[[Call], Any]
-    part: Callable[[], None]
+    end: Callable[[Callable[[], Any]], Any]
     store: dict[Hashable, Any] = field(default_factory=dict)
 
     def wanted(self, alone: Wanted) -> Wanted:
@@ -68,18 +69,31 @@ def once(key: Hashable, compute: Callable[[], T]) -> T:
     return found
 
 
-def part() -> None:
-    """What is left of a run needs no other run: it may go on beside them, in another process (parting.py)."""
-    if (shared := SHARED.get()) is not None:
-        shared.part()
+def end(rest: Callable[[], T]) -> T:
+    """What `rest` gives, the end of a run that needs no other run: it may be done beside theirs, in another process
+    (parting.py), and has to leave on the disk what is to stay."""
+    shared = SHARED.get()
+    if shared is None:
+        return rest()
+    found: T = shared.end(rest)
+    return found
 
 
-def remembering(problem: Problem) -> Problem:
+def packaged(config: Mapping[str, Any]) -> bool:
+    """Whether dataset and model are sigexp's, and not the user's own, of which nothing is known."""
+    return all(str(config[part]["_target_"]).startswith("sigexp.") for part in ("dataset", "model"))
+
+
+def remembering(problem: Problem, *, known: bool) -> Problem:
     """The problem, whose examples are drawn once where runs share them; of the training set those that are judged on,
-    the first ones in the order of their numbers."""
+    the first ones in the order of their numbers.
+
+    known: whether what uses them writes to them by torch alone, if at all: then they are drawn anew, else each use has
+    a copy.
+    """
     if SHARED.get() is None:
         return problem
-    kept: OrderedDict[tuple[Split, tuple[int, ...]], Batch] = OrderedDict()
+    kept: OrderedDict[tuple[Split, tuple[int, ...]], Kept] = OrderedDict()
 
     def sample(split: Split, index: Tensor) -> Batch:
         numbers = tuple(index.tolist())
@@ -87,10 +101,22 @@ def remembering(problem: Problem) -> Problem:
         in_order = bool(numbers) and numbers == tuple(range(numbers[0], numbers[0] + len(numbers)))
         if split == "train" and not (in_order and numbers[-1] < TRAIN_EXAMPLES):
             return problem.sample(split, index)
-        if key not in kept:
-            kept[key] = problem.sample(split, index)
-            while len(kept) > 1 and sum(part.nbytes for batch in kept.values() for part in batch) > MOST_BYTES:
+        if key not in kept or not kept[key].untouched():
+            kept[key] = Kept(problem.sample(split, index))
+            while len(kept) > 1 and sum(one.nbytes for one in kept.values()) > MOST_BYTES:
                 kept.popitem(last=False)
-        return Batch(*(part.clone() for part in kept[key]))  # models may work in place
+        return kept[key].batch if known else Batch(*(part.clone() for part in kept[key].batch))
 
     return replace(problem, sample=sample)
+
+
+class Kept:
+    """Examples, and whether they are as they were drawn."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch, self.versions = batch, [part._version for part in batch]
+        self.nbytes = sum(part.nbytes for part in batch)
+
+    def untouched(self) -> bool:
+        """By torch's count of what writes to a tensor or to a view of it."""
+        return self.versions == [part._version for part in self.batch]

@@ -33,10 +33,6 @@ def install() -> None:
             signal.signal(getattr(signal, name), terminate)
 
 
-class Elsewhere(BaseException):
-    """A run has come to its end in another process (parting.py); what this one has of it is dropped without a word."""
-
-
 class Request:
     """Whether a signal came, `raise_noted` what it would have raised at once."""
 

@@ -15,7 +15,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from sigexp import cli, clock, machine, resuming, stopping
+from sigexp import cli, clock, machine, resuming
 from sigexp import config as configuration
 from sigexp.names import Names
 from sigexp.report.series import quiet
@@ -110,8 +110,6 @@ def do(task: Task, ledger: Ledger) -> None:
             folder, reused = carry_out(task, job.signature)
         except Exception as error:
             fail(task, ledger, job, error, clock.seconds() - began)
-        except stopping.Elsewhere:  # where it was noted
-            raise
         except BaseException:  # interrupted, or taken from the machine by its queue
             begun = find.unfinished(task.home, job.signature)
             ledger.note(job, status="interrupted", folder=ledger.relative(begun) if begun else "")

@@ -23,7 +23,6 @@ from sigexp import config as configuration
 from sigexp.composing import Composer
 from sigexp.config import Sweep
 from sigexp.names import Names
-from sigexp.population import compiling
 from sigexp.report.wording import counted
 from sigexp.sweep_checks import Checks, key
 from sigexp.sweep_job import SWEEPER, Task, home_of, own_overrides, told_apart
@@ -61,7 +60,6 @@ def sweep(sweeper: Any, jobs: Sequence[list[str]]) -> None:
     sweeper: Hydra's, set up, with its launcher. Raises `SweepFailed` where a job cannot run or has failed.
     """
     settings = configuration.check_sweep(sweeper.config.sweep)
-    compiling.begin()
     planned = plan(sweeper, jobs)
     if len(planned) < len(jobs):
         say(f"{counted(len(jobs) - len(planned), 'job')} left out: the same as another one")

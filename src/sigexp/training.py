@@ -17,7 +17,7 @@ from sigexp.carrying import carry, described, planned
 from sigexp.config import ConfigError
 from sigexp.keeping import Keeper
 from sigexp.names import Names
-from sigexp.population import compiling
+from sigexp.population import building, compiling
 from sigexp.population.calibrate import Calibration
 from sigexp.population.cluster import opened
 from sigexp.population.feed import Feed
@@ -58,7 +58,7 @@ def prepare(config: Mapping[str, Any], names: Names) -> Ready:
     settings = build_search(config)
     first = first_member(config, names, problem, settings)
     for part in compiling.parts_of(first):
-        compiling.begin(part)
+        building.begin(part)
     weighing.check_members(config, first, shapes, names.model, str(device))
     others = map(settings.origin, range(1, settings.members))
     members = [first, *(initial_model(config, shapes, config["seed"], member) for member in others)]
@@ -73,7 +73,7 @@ def build_problem(config: Mapping[str, Any]) -> Problem:
     def build() -> Problem:
         return expected(configuration.build(config["dataset"], what="dataset"), config["dataset"]["_target_"])
 
-    return sharing.once("problem", lambda: sharing.remembering(build()))
+    return sharing.once("problem", lambda: sharing.remembering(build(), known=sharing.packaged(config)))
 
 
 def build_search(config: Mapping[str, Any]) -> Search:

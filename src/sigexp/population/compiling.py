@@ -1,50 +1,22 @@
-"""Layers of populations in C, compiled for this machine at their first use and kept in the cache.
+"""Layers of populations in C, as ctypes knows them (building.py compiles them).
 
-The compiler is `$CC`, else cc, gcc or clang. Where there is none, or anything else fails, `kernel()` gives None, says
-so once in the log, and torch does the work. SIGEXP_NATIVE=0 has the same effect.
+Where there is no compiler, or anything else fails, `kernel()` gives None, says so once in the log, and torch does the
+work. SIGEXP_NATIVE=0 has the same effect.
 """
 
 import ctypes
-import fcntl
-import hashlib
 import logging
 import os
-import shlex
-import shutil
 import subprocess
-import tempfile
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sigexp.machine import cache_dir
+from sigexp.population.building import LAYERS, LSTM, built
 
 log = logging.getLogger("sigexp")
-
-HERE = Path(__file__).parent
-# Two libraries, because most runs have no LSTM and need not wait for its compiler.
-LAYERS, LSTM = "layers", "lstm"
-SOURCES = {
-    LAYERS: ["across", "convolution", "descent", "moments", "normalization", "pointwise", "update"],
-    LSTM: ["lstm", "readout"],
-}
-_headers = "across exponential floats lstm pointwise products update vectors"
-HEADERS = [HERE / f"{name}.h" for name in _headers.split()]
-# Not -ffast-math: NaN has to stay NaN, so that a member that diverged is seen.
-FLAGS = (
-    "-march=native", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-shared",
-    "-fPIC", "-w",
-)  # fmt: skip
-IN_VECTORS = ("across", "convolution")  # with -O2 they are as quick, and compiled in half the time
-TIMEOUT_S = 60
-_begun: set[str] = set()  # parts that are compiled, or are being compiled
 
 
 class Shape(ctypes.Structure):
@@ -140,7 +112,7 @@ def kernel(part: str = LAYERS) -> ctypes.CDLL | None:
     if os.environ.get("SIGEXP_NATIVE") == "0":
         return None
     try:
-        library = ctypes.CDLL(str(_built(part)))
+        library = ctypes.CDLL(str(built(part)))
         for name, (result, arguments) in SIGNATURES[part].items():
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
@@ -155,80 +127,8 @@ def parts_of(model: nn.Module) -> list[str]:
     return [LAYERS, *[LSTM] * any(isinstance(module, nn.LSTM) for module in model.modules())]
 
 
-def begin(part: str = LAYERS) -> None:
-    """Compile in a thread what is still to be compiled, while data are drawn; `kernel` waits for it."""
-
-    def build() -> None:
-        with suppress(Exception):  # which `kernel` will meet again, and tell
-            _built(part)
-
-    if os.environ.get("SIGEXP_NATIVE") != "0" and part not in _begun:
-        _begun.add(part)
-        threading.Thread(target=build, daemon=True).start()
-
-
 def takes(*tensors: Tensor, part: str = LAYERS) -> bool:
     """Whether the compiled functions of a part can do these, and are there."""
     usable = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
     usable = usable and all(t.numel() for t in tensors) and not torch.is_autocast_enabled("cpu")
     return usable and kernel(part) is not None
-
-
-def _built(part: str) -> Path:
-    """Path of a compiled library, after compiling it where that is still to do."""
-    compiler = _compiler()
-    # What the compiler defines names its own version and every extension of this processor.
-    target = _run([*compiler, *FLAGS, "-dM", "-E", "-x", "c", os.devnull])
-    sources = [HERE / f"{name}.c" for name in SOURCES[part]]
-    texts = [source.read_bytes() for source in [*HEADERS, *sources]]
-    digest = hashlib.sha256(b"\0".join([*texts, repr((compiler, FLAGS, IN_VECTORS)).encode(), target]))
-    path = cache_dir() / f"kernels-{part}-{digest.hexdigest()[:24]}.so"
-    if path.exists():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(path.parent):
-        if not path.exists():  # else another process has compiled it meanwhile
-            _compile(compiler, sources, path)
-    return path
-
-
-def _compile(compiler: Sequence[str], sources: Sequence[Path], path: Path) -> None:
-    """Sources side by side, because it is what a first run waits for."""
-    with tempfile.TemporaryDirectory(prefix=".kernels-", dir=path.parent) as place, ThreadPoolExecutor() as pool:
-        objects = [f"{place}/{source.stem}.o" for source in sources]
-
-        def build(source: Path, path: str) -> None:
-            _run([*compiler, "-O2" if source.stem in IN_VECTORS else "-O3", *FLAGS, "-c", str(source), "-o", path])
-
-        list(pool.map(build, sources, objects))
-        _run([*compiler, *FLAGS, *objects, "-o", f"{place}/{path.name}"])
-        os.replace(f"{place}/{path.name}", path)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, so that of many runs that start together one compiles and the others wait. The system
-    lets go of it however the process ends; a file system without locks grants it to everybody."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _compiler() -> list[str]:
-    if chosen := os.environ.get("CC"):
-        return shlex.split(chosen)
-    found = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
-    if found is None:
-        raise OSError("there is no C compiler (cc, gcc or clang)")
-    return [found]
-
-
-def _run(command: list[str]) -> bytes:
-    return subprocess.run(
-        command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        timeout=TIMEOUT_S,
-    ).stdout  # fmt: skip

@@ -9,7 +9,6 @@ the custom scalars. Steps are member-samples of the search.
 import copy
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -19,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
 
+from sigexp import clock
 from sigexp.metrics import METRICS, higher_is_better
 from sigexp.names import Names
 from sigexp.population.state import module_of
@@ -33,6 +32,7 @@ from sigexp.report.terminal import best_reference
 from sigexp.report.tiles import kernel_weights
 from sigexp.search.records import RoundRecord
 from sigexp.signal.response import Response
+from sigexp.track.documents import dump_yaml
 from sigexp.track.events import Events, Node
 
 log = logging.getLogger("sigexp")
@@ -67,7 +67,7 @@ class Board:
         self.rounds = list(before)
         self.due = [share for share in MOMENTS if share * budget > pictured]
         self.waiting: list[tuple[int, Mapping[str, Tensor]]] = []  # steps to be pictured, and the best member then
-        self.began = time.monotonic()
+        self.began = clock.seconds()
         self.levels: dict[str, float] = {}
         self.pictured = pictured  # step of the last pictures of progress
         self.confusion = np.zeros((problem.classes or 0,) * 2)
@@ -83,9 +83,7 @@ class Board:
             return  # an earlier file has it
         self.events.layout(layout(self.names.experiment, self.problem.headline))
         self.events.begin_hparams(hparams_of(config, self.names, self.problem.headline), COLUMNS, FIRST)
-        self.events.text(
-            "run/config", indented(yaml.safe_dump({"names": asdict(self.names), **config}, sort_keys=False))
-        )
+        self.events.text("run/config", indented(dump_yaml({"names": asdict(self.names), **config})))
         nodes: list[Node] = []
         try:
             shape = self.problem.shapes()[0]
@@ -124,7 +122,7 @@ class Board:
         if self.due and step >= self.due[0] * self.budget:
             self.due = [share for share in self.due if share * self.budget > step]
             self.waiting.append((step, done.best_state))
-        if time.monotonic() - self.began > YOUNG_S:
+        if clock.seconds() - self.began > YOUNG_S:
             self.catch_up()
 
     def catch_up(self) -> None:

@@ -8,7 +8,6 @@ import json
 import os
 import stat
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +16,20 @@ import yaml
 MOST_JSON_BYTES = 10_000_000
 MOST_ROUNDS_BYTES = 100_000_000  # a line of 300 for each of 256 members in 1000 rounds
 MOST_YAML_BYTES = 100_000  # YAML takes far more time than it takes bytes
+MOST_NESTING = 100  # of YAML
 MOST_PICTURE_BYTES = 50_000_000
 MOST_REASON = 120  # characters
 # What the standard library and PyYAML raise for odd input, explicit tags such as `!!timestamp x` among it.
 ODD = (
     ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError, yaml.YAMLError,
 )  # fmt: skip
+# libyaml's, where PyYAML has them, take a tenth of the time.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 class Unreadable(ValueError):
     """A folder that is no finished run, or a file of it that cannot be read; the message is one line."""
-
-
-class PlainLoader(yaml.SafeLoader):
-    """YAML without aliases: our files have none, and with them a small file can stand for a tree without end."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it has aliases, which no file of sigexp's has")
-        return super().compose_node(parent, index)
 
 
 def regular(path: Path, most: int) -> Path:
@@ -75,7 +69,25 @@ def load_yaml(folder: Path, name: str, most: int = MOST_YAML_BYTES) -> Any:
     path = folder / name
     if not os.path.lexists(path):
         return None
-    return _parsed(path, most, partial(yaml.load, Loader=PlainLoader), "YAML")
+    return _parsed(path, most, _plain_yaml, "YAML")
+
+
+def _plain_yaml(text: str) -> Any:
+    """Without aliases: our files have none, and with them a small file can stand for a tree without end."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases, which no file of sigexp's has")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MOST_NESTING:
+            raise yaml.YAMLError(f"it is nested more than {MOST_NESTING} deep")
+    return yaml.load(text, Loader=_LOADER)
+
+
+def dump_yaml(value: Any) -> str:
+    """Plain values as YAML, in their own order."""
+    found: str = yaml.dump(value, Dumper=_DUMPER, sort_keys=False)
+    return found
 
 
 def _parsed(path: Path, most: int, parse: Callable[[str], Any], kind: str) -> Any:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from sigexp.machine import versions
-from sigexp.stopping import Elsewhere
 
 log = logging.getLogger("sigexp")
 
@@ -146,8 +145,6 @@ def logging_to(folder: Path, command: str) -> Iterator[None]:
         log.info("command: %s", command)
         log.info("versions: %s", versions())
         yield
-    except Elsewhere:
-        raise
     except KeyboardInterrupt as stop:
         stop.args = (str(folder), *stop.args)
         with suppress(OSError):
