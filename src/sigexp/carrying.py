@@ -30,6 +30,7 @@ def planned(population: Population, feed: Feed, config: Mapping[str, Any], clust
     if shared is None:
         return calibrate(population, feed, alone, known)
     together = shared.wanted(alone)
+    shared.meet()  # compilers may be at work until here, and the plan waits for them
     return shared.for_one(sharing.once("plan", lambda: calibrate(population, feed, together, known)))
 
 

@@ -3,14 +3,31 @@ of a second."""
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from sigexp.config import plain
+
 SECTIONS = ("dataset.", "model.", "search.", "trainer.")  # of fields; groups have slashes in their names
 ALONE = ("seed", "footprint", "device")
+
+
+@dataclass(frozen=True)
+class Composed:
+    """What a job's run needs to know: its config, the choices of groups, and its own overrides."""
+
+    config: dict[str, Any]
+    choices: dict[str, str]
+    task: list[str]
+
+    @classmethod
+    def of(cls, cfg: DictConfig) -> "Composed":
+        """Of all that Hydra composes."""
+        return cls(plain(cfg), dict(cfg.hydra.runtime.choices), list(cfg.hydra.overrides.task))
 
 
 class Composer:
@@ -19,24 +36,34 @@ class Composer:
     def __init__(self, sweeper: Any) -> None:
         self.loader, self.master = sweeper.hydra_context.config_loader, sweeper.config
         self.parser = OverridesParser.create(config_loader=self.loader)
-        self.known: dict[tuple[str, ...], DictConfig] = {}  # what is left of the overrides -> config
+        # What is left of the overrides -> the config without Hydra's section, which is most of it, and the choices.
+        self.known: dict[tuple[str, ...], tuple[DictConfig, dict[str, str]]] = {}
 
-    def compose(self, overrides: Sequence[str]) -> DictConfig:
+    def compose(self, overrides: Sequence[str]) -> Composed:
         """Raises whatever Hydra raises for overrides that cannot be."""
+        if "${" in "".join(overrides):  # which Hydra resolves in the overrides themselves
+            return self.composed(overrides)
         try:
             parsed = self.parser.parse_overrides(list(overrides))
             values = [one for one in parsed if is_value(one) and not any(meets(one, o) for o in parsed if o is not one)]
             rest = tuple(str(one.input_line) for one in parsed if one not in values)
             if rest not in self.known:
-                self.known[rest] = self.loader.load_sweep_config(self.master, list(rest))
-            found = copy.deepcopy(self.known[rest])
+                cfg = self.loader.load_sweep_config(self.master, list(rest))
+                ours = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"])
+                OmegaConf.set_struct(ours, OmegaConf.is_struct(cfg))
+                self.known[rest] = ours, dict(cfg.hydra.runtime.choices)
+            ours, choices = self.known[rest]
+            found = copy.deepcopy(ours)
             for one in values:
                 OmegaConf.update(found, str(one.key_or_group), one.value())
-            found.hydra.overrides.task = [str(one.input_line) for one in parsed if not one.is_hydra_override()]
-            return found
+            task = [str(one.input_line) for one in parsed if not one.is_hydra_override()]
+            return Composed(plain(found), choices, task)
         except Exception:  # Hydra says what is wrong with the overrides as they were given
-            whole: DictConfig = self.loader.load_sweep_config(self.master, list(overrides))
-            return whole
+            return self.composed(overrides)
+
+    def composed(self, overrides: Sequence[str]) -> Composed:
+        """By Hydra alone."""
+        return Composed.of(self.loader.load_sweep_config(self.master, list(overrides)))
 
 
 def is_value(one: Override) -> bool:

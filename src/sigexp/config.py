@@ -215,10 +215,11 @@ def build(node: Mapping[str, Any], *args: Any, what: str) -> Any:
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """The config of one run with every interpolation resolved, as plain dicts and lists."""
-    ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("hydra", "sweep")])
-    container = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
+    found = {str(key): cfg[key] for key in cfg if key not in ("hydra", "sweep")}
+    return {
+        key: OmegaConf.to_container(part, resolve=True, throw_on_missing=True) if OmegaConf.is_config(part) else part
+        for key, part in found.items()
+    }
 
 
 def _one_of(name: str, value: str, options: tuple[str, ...]) -> None:

@@ -47,7 +47,7 @@ class Turn:
         self.ending: Callable[[], Any] | None = None  # what is left of it, once it has trained and waits
         self.ended: parting.Done | None = None  # that, where another process did it
         self.error: BaseException | None = None
-        self.running = self.waits = self.abandoned = False
+        self.running = self.waits = self.meets = self.abandoned = False
         self.spent, self.since = 0.0, 0.0
         self.handlers: list[logging.Handler] = []
         self.random = torch.get_rng_state()
@@ -96,6 +96,12 @@ class Turn:
         if call.error is not None:
             raise call.error
         return call.answer
+
+    def meet(self) -> None:
+        """In the job's thread: wait until all others have begun."""
+        self.meets = True
+        self._wait()
+        self.meets = False
 
     def end(self, rest: Callable[[], T]) -> T:
         """In the job's thread: wait until what is left of it may be done, here, or was in another process."""
@@ -156,7 +162,7 @@ def run(tasks: Sequence[Task], ledger: Ledger) -> None:
             turn = Turn(partial(do, task, ledger))
             turn.values = {
                 clock.CLOCK: turn.seconds,
-                sharing.SHARED: sharing.Shared(joint, len(tasks), largest, turn.ask, turn.end, store),
+                sharing.SHARED: sharing.Shared(joint, len(tasks), largest, turn.ask, turn.meet, turn.end, store),
                 stopping.SHARED: request,
                 terminal.SILENT: True,
             }
@@ -178,6 +184,9 @@ def take_turns(turns: Sequence[Turn], joint: Joint, request: stopping.Request, e
     """Until all jobs have ended, or all that had begun where a signal asks for the end."""
     for turn in turns:
         if not request:
+            turn.take()
+    for turn in turns:
+        if turn.meets:
             turn.take()
     while True:
         ends.come([turn for turn in turns if turn.ending is not None])

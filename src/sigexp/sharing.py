@@ -25,14 +25,18 @@ MOST_BYTES = 200_000_000  # of validation and test examples that are kept
 
 @dataclass
 class Shared:
-    """What the runs of a group share. store: what was computed. joint: carries their populations. runs: how many there
-    are. batch_size: the largest of theirs. end: does what is left of a run that has trained, maybe in another process.
+    """What the runs of a group share.
+
+    store: what was computed. joint: carries their populations. runs: how many there are. batch_size: the largest of
+    theirs. meet: waits until all have come as far. end: does what is left of a run that has trained, maybe in another
+    process.
     """
 
     joint: Joint
     runs: int
     batch_size: int
     ask: Callable[[Call], Any]
+    meet: Callable[[], None]
     end: Callable[[Callable[[], Any]], Any]
     store: dict[Hashable, Any] = field(default_factory=dict)
 

@@ -95,15 +95,15 @@ def plan(sweeper: Any, jobs: Sequence[list[str]]) -> list[Planned]:
     code = 0
     for overrides, name in zip(jobs, told_apart(jobs), strict=True):
         try:
-            cfg = composer.compose(overrides)
-            config, run = configuration.plain(cfg), cli.names_of(dict(cfg.hydra.runtime.choices))
+            composed = composer.compose(overrides)
+            config, run = composed.config, cli.names_of(composed.choices)
             sign = folders.signature(config, checks.source(config, run), sigexp.__version__)
         except Exception as error:
             code_of_this, message = cli.explain(error)
             code = code or code_of_this
             wrong.setdefault(message.replace("\n", "; "), []).append(name)
             continue
-        job, home = Job(len(found), own_overrides(cfg.hydra.overrides.task), sign), home_of(config, run)
+        job, home = Job(len(found), own_overrides(composed.task), sign), home_of(config, run)
         said = name or f"{run.experiment} {run.model}"
         found.setdefault((home, sign), Planned(list(overrides), config, run, job, said, home))
     if wrong:

@@ -78,7 +78,7 @@ def build_problem(config: Mapping[str, Any]) -> Problem:
 
 def build_search(config: Mapping[str, Any]) -> Search:
     """The search of a config. Raises ValueError for what is none."""
-    settings = configuration.build(config["search"], what="search")
+    settings = sharing.once("search", lambda: configuration.build(config["search"], what="search"))
     if not isinstance(settings, Search):
         raise ConfigError(f"search: {config['search']['_target_']} is no search of sigexp.search.base")
     return settings
@@ -89,7 +89,7 @@ def first_member(config: Mapping[str, Any], names: Names, problem: Problem, sett
     try:
         with weighing.building(names.model):
             first = initial_model(config, problem.shapes(), config["seed"], settings.origin(0))
-        fitting.check(first, problem, names.model)
+        sharing.once("fits", lambda: fitting.check(first, problem, names.model))
     except weighing.TooHeavy:
         raise
     except ValueError as error:
@@ -120,7 +120,8 @@ def with_pairs(config: Mapping[str, Any], settings: Search, model: str) -> Searc
 def initial_model(config: Mapping[str, Any], shapes: tuple, seed: int, member: int) -> nn.Module:
     """Fresh weights of one member: a pure function of seed and member, whatever else was drawn before."""
     with fork_rng(devices=[]):
-        torch.manual_seed(int(np.random.default_rng([seed, 0, member]).integers(2**63)))
+        # The CPU's generator alone: `torch.manual_seed` takes a millisecond for those of devices.
+        torch.default_generator.manual_seed(int(np.random.default_rng([seed, 0, member]).integers(2**63)))
         return configuration.build(config["model"], *shapes, what="model")
 
 

@@ -11,12 +11,13 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sigexp.machine import cache_dir
+from sigexp.machine import cache_dir, cores
 
 HERE = Path(__file__).parent
 # Two libraries, because most runs have no LSTM and need not wait for its compiler.
@@ -33,8 +34,9 @@ FLAGS = (
     "-fPIC", "-w",
 )  # fmt: skip
 IN_VECTORS = ("across", "convolution")  # with -O2 they are as quick, and compiled in half the time
-NICE = 5  # of compilers: what imports meanwhile goes first
-TIMEOUT_S = 60
+NICE = 10  # of compilers: what is imported meanwhile goes first
+TIMEOUT_S, POLL_S = 120, 0.005
+Started = subprocess.Popen[bytes]
 SILENT: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
 _begun: set[str] = set()  # parts that are compiled, or are being compiled
 
@@ -70,20 +72,26 @@ def built(part: str) -> Path:
 
 
 def _compile(compiler: Sequence[str], sources: Sequence[Path], path: Path) -> None:
-    """Sources side by side, because it is what a first run waits for."""
+    """Sources side by side, one a core, because it is what a first run waits for.
+
+    Processes are polled, in a thread that nobody has to wait for: Python's end waits for those of a pool.
+    """
     with tempfile.TemporaryDirectory(prefix=".kernels-", dir=path.parent) as place, ExitStack() as stack:
         objects = [f"{place}/{source.stem}.o" for source in sources]
-        under_way = []
-        for source, into in zip(sources, objects, strict=True):
-            level = "-O2" if source.stem in IN_VECTORS else "-O3"
-            one = subprocess.Popen([*compiler, level, *FLAGS, "-c", str(source), "-o", into], **SILENT)
-            stack.callback(one.kill)
-            with suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, one.pid, NICE)
-            under_way.append(one)
-        for one in under_way:
-            if one.wait(TIMEOUT_S):
-                raise subprocess.CalledProcessError(one.returncode, one.args)
+        left, under_way, until = list(zip(sources, objects, strict=True)), list[Started](), time.monotonic() + TIMEOUT_S
+        while left or under_way:
+            while left and len(under_way) < cores():
+                source, into = left.pop(0)
+                level = "-O2" if source.stem in IN_VECTORS else "-O3"
+                one = subprocess.Popen([*compiler, level, *FLAGS, "-c", str(source), "-o", into], **SILENT)
+                stack.callback(one.kill)
+                with suppress(OSError):
+                    os.setpriority(os.PRIO_PROCESS, one.pid, NICE)
+                under_way.append(one)
+            time.sleep(POLL_S)
+            if any(one.poll() for one in under_way) or time.monotonic() > until:
+                raise RuntimeError(f"{compiler[0]} failed, or took longer than {TIMEOUT_S} s")
+            under_way = [one for one in under_way if one.poll() is None]
         _run([*compiler, *FLAGS, *objects, "-o", f"{place}/{path.name}"])
         os.replace(f"{place}/{path.name}", path)
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sigexp import clock
+from sigexp import clock, sharing
 from sigexp.metrics import METRICS, higher_is_better
 from sigexp.names import Names
 from sigexp.population.state import module_of
@@ -87,7 +87,8 @@ class Board:
         nodes: list[Node] = []
         try:
             shape = self.problem.shapes()[0]
-            nodes = model_graph.graph(copy.deepcopy(self.template).eval(), torch.zeros(1, *shape, device=self.device))
+            images = torch.zeros(1, *shape, device=self.device)
+            nodes = sharing.once("graph", lambda: model_graph.graph(copy.deepcopy(self.template).eval(), images))
             self.events.graph(nodes)
         except OSError:
             raise

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 from types import TracebackType
+from typing import Any
 
 from rich import box
 from rich.console import Console, Group
@@ -45,9 +46,16 @@ def samples(count: float) -> str:
     return f"{count / 1000:.3g}k" if count < 999_500 else f"{count / 1e6:.3g}M"
 
 
+class Silence(Console):
+    """Prints nothing, and does not even set it."""
+
+    def print(self, *objects: Any, **settings: Any) -> None:
+        pass
+
+
 def progress_console() -> Console:
     """Standard error; nothing at all for a run that is to be silent."""
-    return Console(file=io.StringIO()) if SILENT.get() else Console(stderr=True, highlight=False)
+    return Silence(file=io.StringIO()) if SILENT.get() else Console(stderr=True, highlight=False)
 
 
 class Terminal:
