@@ -173,7 +173,6 @@ def run(tasks: Sequence[Task], ledger: Ledger) -> None:
             for turn in turns:
                 turn.let_go()
             joint.close()
-    machine.release_memory()
     request.raise_noted()
     for turn in turns:
         if turn.error is not None:

@@ -201,9 +201,11 @@ def launch(sweeper: Any, ledger: Ledger, planned: Sequence[Planned], watch: Watc
     while left := to_do(ledger, planned, suspects):
         alone = [[one] for one in left]
         batches = grouped(left) if fused else alone if here or suspects else [left]
-        for batch in batches:
+        for number, batch in enumerate(batches):
             if stop and ledger.failed():
                 return
+            if number and fused:
+                machine.release_memory()  # what the batch before has left
             if len(batch) > 1 and fused:
                 watch.fused([one.job.number for one in batch])
             with watch.following(not here or len(batch) > 1):
