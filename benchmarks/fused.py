@@ -1,9 +1,11 @@
 """A sweep by the fused launcher, by Hydra's basic one and by joblib's: wall-clock, and whether the results are equal.
 
-    python -m benchmarks.fused [--rates 4] [--seeds 8] [--repeat 1] [--launchers fused,joblib,basic] [-o FILE] [WORDS]
+    python -m benchmarks.fused [--rates 4] [--seeds 8] [--repeat 1] [--launchers fused,joblib,basic] [--warm] [-o FILE]
+        [WORDS]
 
 The launchers take turns, so that other work on the machine meets all of them. Every sweep has outputs and a cache of
-plans of its own, as the first one of a user has; the time is that of the whole command. WORDS are further settings.
+compiled kernels and plans of its own, as the first one of a user has; with --warm they have those of runs before them,
+as the later ones have. The time is that of the whole command. WORDS are further settings.
 """
 
 import argparse
@@ -25,10 +27,10 @@ WORDS = ["experiment=gaussian", "search=fixed"]
 LOSSES = ("train_loss", "valid_loss", "valid")
 
 
-def sweep(outputs: Path, launcher: str, words: list[str]) -> float:
-    """The seconds that a sweep takes."""
+def sweep(outputs: Path, launcher: str, words: list[str], cache: Path | None = None) -> float:
+    """The seconds that a sweep takes; cache: other than its own."""
     command = [sys.executable, "-m", "sigexp", "-m", *words, f"outputs={outputs}", *LAUNCHERS[launcher]]
-    environment = {**os.environ, "SIGEXP_DATA": str(outputs / "cache")}
+    environment = {**os.environ, "SIGEXP_DATA": str(cache or outputs / "cache")}
     began = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     return time.perf_counter() - began
@@ -63,9 +65,13 @@ def report(given: argparse.Namespace, place: Path) -> list[str]:
     rates = ",".join(f"{0.8 * (n + 1) / given.rates:.3g}" for n in range(given.rates))
     words = [*WORDS, f"trainer.optimizer.lr={rates}", f"seed=range({given.seeds})", *given.words]
     seconds: dict[str, list[float]] = {launcher: [] for launcher in given.launchers}
+    cache = place / "cache" if given.warm else None
+    for launcher in given.launchers if given.warm else ():  # the plan of one population depends on how many jobs it has
+        few = words if launcher == "fused" else [*WORDS, *given.words, "seed=0,1"]
+        sweep(place / f"{launcher}-before", launcher, few, cache)
     for number in range(given.repeat):
         for launcher in given.launchers:
-            seconds[launcher].append(sweep(place / f"{launcher}-{number}", launcher, words))
+            seconds[launcher].append(sweep(place / f"{launcher}-{number}", launcher, words, cache))
             print(launcher, f"{seconds[launcher][-1]:.1f} s", flush=True)
     least = {launcher: min(times) for launcher, times in seconds.items()}
     jobs = {launcher: results(place / f"{launcher}-0") for launcher in given.launchers}
@@ -73,8 +79,8 @@ def report(given: argparse.Namespace, place: Path) -> list[str]:
         "# The fused launcher",
         "",
         f"`python -m benchmarks.fused --rates {given.rates} --seeds {given.seeds} --repeat {given.repeat}"
-        f"{''.join(f' {word}' for word in given.words)}`, {date.today()}, {os.cpu_count()} cores, load "
-        f"{os.getloadavg()[2]:.1f} in the last quarter of an hour; `sigexp -m {' '.join(words)}`.",
+        f"{' --warm' * given.warm}{''.join(f' {word}' for word in given.words)}`, {date.today()}, {os.cpu_count()} "
+        f"cores, load {os.getloadavg()[2]:.1f} in the last quarter of an hour; `sigexp -m {' '.join(words)}`.",
         "",
         "| launcher | seconds, start included | against fused | folders with a result |",
         "|---|---:|---:|---:|",
@@ -102,6 +108,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--launchers", type=lambda names: names.split(","), default=["fused", "joblib", "basic"])
+    parser.add_argument("--warm", action="store_true", help="with kernels compiled and plans known")
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results/fused.md"))
     parser.add_argument("words", nargs="*", metavar="WORDS", help="further settings of the sweep")
     given = parser.parse_args()

@@ -268,6 +268,24 @@ def gone(made):
     return True
 
 
+def test_who_has_trained_waits_for_company_but_not_for_long(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(fusing.time, "perf_counter", lambda: now[0])
+    ends = fusing.Ends(True, list)
+    ends.step = 0.3
+    assert ends.had_better_wait()
+    now[0] += 0.65
+    assert ends.had_better_wait()
+    now[0] += 0.1
+    assert not ends.had_better_wait(), "the next step would take too long"
+    ends.come([])
+    ends.step = fusing.LINGER_S + 1
+    assert not ends.had_better_wait()
+    alone = fusing.Ends(False, list)
+    alone.step = 0.0
+    assert not alone.had_better_wait(), "there are no other processes to fill"
+
+
 @on_linux
 def test_runs_end_side_by_side(workdir, plain, forks):
     made = forks()
@@ -350,6 +368,7 @@ def test_statistics_are_left_out_of_forks(workdir, plain, forks, monkeypatch):
     assert main([*SMALL, *FOUR, "trainer.execution=moments", "search.max_samples=400"]) == 0
     assert seen
     assert all(len(lengths) == 1 for lengths in seen), "one table for all"
+    machine.release_memory()  # as between two groups
     assert not any(table() is not None for table in tables), "and it is given back with the group"
 
 

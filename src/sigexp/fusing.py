@@ -8,6 +8,7 @@ comes to its end here, and the others, which find all that there, side by side (
 
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ CARRIED = ("lr", "momentum", "weight_decay")  # fields of trainer.optimizer that
 MOST_MEMORY = 0.25  # of what is free, that the members of a group may take
 COPIES = 12  # of a member's numbers that a run holds: optimizer's state, gradients, snapshots, the best so far
 SAVING_S = 1.0  # for each job, when a signal asks them to end
+LINGER_S = 1.0  # that jobs which have trained wait for others
 LONGER, LEAST_S = 20.0, 10.0  # times what the first job's end took, and seconds, that one in a fork may take
 
 
@@ -188,8 +190,10 @@ def take_turns(turns: Sequence[Turn], joint: Joint, request: stopping.Request, e
         if turn.meets:
             turn.take()
     while True:
-        ends.come([turn for turn in turns if turn.ending is not None])
+        trained = [turn for turn in turns if turn.ending is not None]
         asking = [turn for turn in turns if turn.call is not None]
+        if trained and not (asking and ends.had_better_wait()):
+            ends.come(trained)
         if not asking:
             return
         began = time.perf_counter()
@@ -199,6 +203,7 @@ def take_turns(turns: Sequence[Turn], joint: Joint, request: stopping.Request, e
         for turn in asking:
             turn.spent += share
             turn.take()
+        ends.step = time.perf_counter() - began
 
 
 class Ends:
@@ -209,9 +214,17 @@ class Ends:
         """apart: whether there may be other processes. unneeded: what has no use at an end."""
         self.apart, self.unneeded = apart, unneeded
         self.longest: float | None = None  # seconds that an end may take, once one has been seen
+        self.step = math.inf  # seconds that the latest step of the jobs took
+        self.until: float | None = None  # when those that have trained wait no longer for others
+
+    def had_better_wait(self) -> bool:
+        """Whether jobs that have trained may soon have company: of few, not every core has one."""
+        if self.until is None:
+            self.until = time.perf_counter() + LINGER_S
+        return self.apart and time.perf_counter() + self.step < self.until
 
     def come(self, waiting: Sequence[Turn]) -> None:
-        left = list(waiting)
+        left, self.until = list(waiting), None
         while left and self.longest is None:
             turn, began = left.pop(0), time.perf_counter()
             turn.take()
