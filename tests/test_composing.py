@@ -20,6 +20,7 @@ JOBS = {
     "forced": ["experiment=gaussian", "++seed=3", "seed=4"],
     "by another field": ["experiment=gaussian", "seed=5", "dataset.seed=${seed}", "footprint=5"],
     "a field that is new": ["experiment=gaussian", "model.no_such=3"],
+    "converted": ["experiment=gaussian", "seed='3'", "footprint='7'", "device=0"],
     "of the sweep": ["experiment=gaussian", "sweep.rerun=all", "seed=2"],
 }
 
@@ -44,7 +45,12 @@ def test_a_job_is_what_hydra_composes(sweeper):
     assert len(loaded) < len(JOBS)
 
 
-@pytest.mark.parametrize("wrong", ["seed.x=3", "trainer.no_such=1", "model=none", "dataset.size=[", "nonsense=1"])
+@pytest.mark.parametrize(
+    "wrong", [
+        "seed=abc", "seed=1.5", "seed=true", "seed=null", "device=null", "footprint=x", "seed.x=3", "trainer.no_such=1",
+        "model=none", "dataset.size=[", "nonsense=1",
+    ]
+)  # fmt: skip
 def test_what_is_wrong_is_told_as_hydra_tells_it(sweeper, wrong):
     job = ["experiment=gaussian", wrong]
     with pytest.raises(Exception) as expected:  # noqa: PT011

@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from sigexp.config import plain
 
@@ -36,7 +36,7 @@ class Composer:
     def __init__(self, sweeper: Any) -> None:
         self.loader, self.master = sweeper.hydra_context.config_loader, sweeper.config
         self.parser = OverridesParser.create(config_loader=self.loader)
-        # What is left of the overrides -> the config without Hydra's section, which is most of it, and the choices.
+        # What is left of the overrides -> the config without the sections that `plain` leaves out, and the choices.
         self.known: dict[tuple[str, ...], tuple[DictConfig, dict[str, str]]] = {}
 
     def compose(self, overrides: Sequence[str]) -> Composed:
@@ -49,9 +49,10 @@ class Composer:
             rest = tuple(str(one.input_line) for one in parsed if one not in values)
             if rest not in self.known:
                 cfg = self.loader.load_sweep_config(self.master, list(rest))
-                ours = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"])
-                OmegaConf.set_struct(ours, OmegaConf.is_struct(cfg))
-                self.known[rest] = ours, dict(cfg.hydra.runtime.choices)
+                choices = dict(cfg.hydra.runtime.choices)
+                with read_write(cfg), open_dict(cfg):
+                    del cfg["hydra"], cfg["sweep"]
+                self.known[rest] = cfg, choices
             ours, choices = self.known[rest]
             found = copy.deepcopy(ours)
             for one in values:

@@ -215,7 +215,9 @@ def build(node: Mapping[str, Any], *args: Any, what: str) -> Any:
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """The config of one run with every interpolation resolved, as plain dicts and lists."""
-    found = {str(key): cfg[key] for key in cfg if key not in ("hydra", "sweep")}
+    if "hydra" in cfg or "sweep" in cfg:  # they are no part of it, and nothing may refer to them
+        cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("hydra", "sweep")])
+    found = {str(key): cfg[key] for key in cfg}
     return {
         key: OmegaConf.to_container(part, resolve=True, throw_on_missing=True) if OmegaConf.is_config(part) else part
         for key, part in found.items()

@@ -93,7 +93,10 @@ def _run(
         board.begin(config)
         trained = train(config, ready, folder, board, allocator_tuned, phases, kept)
 
+        recorded = board.events.file.length()
+
         def end() -> dict[str, Any]:
+            board.events.file.cut(recorded)  # what an end in another process that came to nothing has written
             best, feed = trained.best, trained.feed
             save_model(folder, best, described(config, names, ready))
             phases.at("bounds")

@@ -47,9 +47,9 @@ class Turn:
         self.go, self.back = threading.Semaphore(0), threading.Semaphore(0)
         self.call: Call | None = None  # what it waits for
         self.ending: Callable[[], Any] | None = None  # what is left of it, once it has trained and waits
-        self.ended: parting.Done | None = None  # that, where another process did it
+        self.ended: parting.Done | parting.Failed | None = None  # that, where it was to be done in another process
         self.error: BaseException | None = None
-        self.running = self.waits = self.meets = self.abandoned = False
+        self.running = self.waits = self.meets = self.complete = self.over = self.abandoned = False
         self.spent, self.since = 0.0, 0.0
         self.handlers: list[logging.Handler] = []
         self.random = torch.get_rng_state()
@@ -62,8 +62,10 @@ class Turn:
             self.work()
         except BaseException as error:
             self.error = error
+        self.over = True
         self.back.release()
-        self.go.acquire()  # no thread is on its way out when others are forked (parting.py)
+        if not self.abandoned:
+            self.go.acquire()  # no thread is on its way out when others are forked (parting.py)
 
     def take(self) -> None:
         """Let the job go on until it asks for something, or has ended."""
@@ -110,20 +112,27 @@ class Turn:
         self.ending = partial(copy_context().run, rest)
         self._wait()
         self.ending = None
-        if self.ended is None:
-            return rest()
-        value: T = self.ended.value
+        if isinstance(self.ended, parting.Done):
+            found: T = self.ended.value
+            return found
+        if self.ended is not None:
+            log.warning("the run was to end in a process beside the sweep's (%s); it ends here", self.ended.reason)
+        value = rest()
+        self.complete = True
         return value
 
     def end_apart(self) -> tuple[Any, float]:
         """In a fork: what is left of the job, and the seconds that it took."""
         assert self.ending is not None
+        machine.reset_peak_memory()
         before = self.spent
         with self.own():
             value = self.ending()
         return value, self.spent - before
 
     def _wait(self) -> None:
+        if self.abandoned:
+            raise KeyboardInterrupt
         self.waits = True
         self.back.release()
         self.go.acquire()
@@ -132,11 +141,12 @@ class Turn:
             raise KeyboardInterrupt
 
     def let_go(self) -> None:
-        """Have the thread end, if it has begun: the job has ended, or is given up."""
+        """Have the thread end, where the job has ended or waits, and is given up. One that runs is left alone, as after
+        an interrupt: it may be at something that takes long."""
+        self.abandoned = True
         if self.waits:
-            self.abandoned = True
             self.take()
-        if self.thread.ident is not None:
+        if self.over:
             self.go.release()
             self.thread.join()
 
@@ -172,6 +182,8 @@ def run(tasks: Sequence[Task], ledger: Ledger) -> None:
         try:
             take_turns(turns, joint, request, Ends(parting.possible(tasks[0].config), joint.statistics))
         finally:
+            for turn in turns:
+                turn.abandoned = True
             for turn in turns:
                 turn.let_go()
             joint.close()
@@ -228,7 +240,7 @@ class Ends:
         while left and self.longest is None:
             turn, began = left.pop(0), time.perf_counter()
             turn.take()
-            if turn.error is None:
+            if turn.complete:
                 self.longest = LEAST_S + LONGER * (time.perf_counter() - began)
         if len(left) > 1 and (room := self.room()) > 1:
             self.side_by_side(left, room)
@@ -246,15 +258,14 @@ class Ends:
             for number, answer in answers:
                 turn = turns[number]
                 if isinstance(answer, parting.Failed):
-                    lost.append((turn, answer.reason))
+                    turn.ended = answer
+                    lost.append(turn)
                     continue
                 value, seconds = answer.value
                 turn.ended = parting.Done(value)
                 turn.spent += seconds
                 turn.take()
-        for turn, reason in lost:
-            with heard_by([turn]):
-                log.warning("the run was to end in a process beside the sweep's (%s); it ends here", reason)
+        for turn in lost:
             turn.take()
 
     def room(self) -> int:

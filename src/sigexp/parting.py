@@ -67,7 +67,7 @@ class Fork:
             if self.connection.poll():
                 found: Done | Failed = self.connection.recv()
                 return found
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # where it was killed in the middle of an answer too
             self.kill()
             return Failed("its process ended without a word")
         if time.monotonic() < self.until:
@@ -86,18 +86,24 @@ def side_by_side(
 ) -> Generator[tuple[int, Done | Failed], None, None]:
     """Every number below `count`, and what `work` gives for it in a fork, in the order in which they end.
 
-    longest: seconds that one may take. without: what forks do not need, and cannot have.
+    longest: seconds that one may take. without: what forks do not need, and cannot have. Forks that are lost are made
+    again, as many as there were.
     """
-    forks, left, failed = list[Fork](), deque(range(count)), Failed("its processes are lost")
+    forks, busy, left, failed = list[Fork](), list[Fork](), deque(range(count)), Failed("its processes are lost")
+
+    def one_more() -> None:
+        nonlocal failed
+        try:
+            forks.append(fork(work, without))
+        except OSError as error:
+            failed = Failed(str(error.strerror))
+            return
+        busy.append(forks[-1])
+        busy[-1].begin(left.popleft(), longest)
+
     try:
         for _ in range(min(at_once, count)):
-            try:
-                forks.append(fork(work, without))
-            except OSError as error:
-                failed = Failed(str(error.strerror))
-                break
-            forks[-1].begin(left.popleft(), longest)
-        busy = list(forks)
+            one_more()
         while busy:
             wait([one.connection for one in busy], max(0.0, min(one.until for one in busy) - time.monotonic()))
             for one in list(busy):
@@ -108,6 +114,8 @@ def side_by_side(
                     one.begin(left.popleft(), longest)
                 else:
                     busy.remove(one)
+                if left and one.lost and len(forks) < 2 * at_once:
+                    one_more()
                 yield number, answer
         for number in left:
             yield number, failed

@@ -18,6 +18,7 @@ from sigexp.population.fused import Call, FusedPopulation, Joint
 from sigexp.population.plan import Plan, Wanted
 from sigexp.population.population import Population
 from sigexp.problem import Batch, Problem, Split
+from sigexp.trust import targets
 
 T = TypeVar("T")
 MOST_BYTES = 200_000_000  # of validation and test examples that are kept
@@ -85,7 +86,7 @@ def end(rest: Callable[[], T]) -> T:
 
 def packaged(config: Mapping[str, Any]) -> bool:
     """Whether dataset and model are sigexp's, and not the user's own, of which nothing is known."""
-    return all(str(config[part]["_target_"]).startswith("sigexp.") for part in ("dataset", "model"))
+    return all(name.startswith("sigexp.") for part in ("dataset", "model") for name in targets(config[part]))
 
 
 def remembering(problem: Problem, *, known: bool) -> Problem:

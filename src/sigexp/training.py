@@ -78,7 +78,12 @@ def build_problem(config: Mapping[str, Any]) -> Problem:
 
 def build_search(config: Mapping[str, Any]) -> Search:
     """The search of a config. Raises ValueError for what is none."""
-    settings = sharing.once("search", lambda: configuration.build(config["search"], what="search"))
+
+    def build() -> Any:
+        return configuration.build(config["search"], what="search")
+
+    own = str(config["search"]["_target_"]).startswith("sigexp.")  # which keep nothing from one round to the next
+    settings = sharing.once("search", build) if own else build()
     if not isinstance(settings, Search):
         raise ConfigError(f"search: {config['search']['_target_']} is no search of sigexp.search.base")
     return settings
@@ -120,8 +125,9 @@ def with_pairs(config: Mapping[str, Any], settings: Search, model: str) -> Searc
 def initial_model(config: Mapping[str, Any], shapes: tuple, seed: int, member: int) -> nn.Module:
     """Fresh weights of one member: a pure function of seed and member, whatever else was drawn before."""
     with fork_rng(devices=[]):
-        # The CPU's generator alone: `torch.manual_seed` takes a millisecond for those of devices.
-        torch.default_generator.manual_seed(int(np.random.default_rng([seed, 0, member]).integers(2**63)))
+        # Ours draw by the CPU's generator alone, and `torch.manual_seed` takes a millisecond for those of devices.
+        generator = torch.default_generator if sharing.packaged(config) else torch
+        generator.manual_seed(int(np.random.default_rng([seed, 0, member]).integers(2**63)))
         return configuration.build(config["model"], *shapes, what="model")
 
 

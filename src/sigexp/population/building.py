@@ -3,11 +3,13 @@
 The compiler is `$CC`, else cc, gcc or clang. Imports no torch: compilers are at work while a command imports it.
 """
 
+import atexit
 import fcntl
 import hashlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -38,6 +40,8 @@ NICE = 10  # of compilers: what is imported meanwhile goes first
 TIMEOUT_S, POLL_S = 120, 0.005
 Started = subprocess.Popen[bytes]
 SILENT: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+UNFINISHED = ".kernels-"
+_compilers: set[Started] = set()
 _begun: set[str] = set()  # parts that are compiled, or are being compiled
 
 
@@ -46,15 +50,15 @@ def begin(part: str = LAYERS) -> None:
 
     def build() -> None:
         with suppress(Exception):  # which `kernel` will meet again, and tell
-            built(part)
+            built(part, NICE)
 
     if os.environ.get("SIGEXP_NATIVE") != "0" and part not in _begun:
         _begun.add(part)
         threading.Thread(target=build, daemon=True).start()
 
 
-def built(part: str) -> Path:
-    """Path of a compiled library, after compiling it where that is still to do."""
+def built(part: str, nice: int = 0) -> Path:
+    """Path of a compiled library, after compiling it where that is still to do. nice: of the compilers."""
     compiler = _compiler()
     # What the compiler defines names its own version and every extension of this processor.
     target = _run([*compiler, *FLAGS, "-dM", "-E", "-x", "c", os.devnull])
@@ -67,26 +71,32 @@ def built(part: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with _alone(path.parent):
         if not path.exists():  # else another process has compiled it meanwhile
-            _compile(compiler, sources, path)
+            for left in path.parent.glob(f"{UNFINISHED}*"):  # by a process that was killed
+                with suppress(OSError):
+                    if time.time() - left.stat().st_mtime > 2 * TIMEOUT_S:
+                        shutil.rmtree(left)
+            _compile(compiler, sources, path, nice)
     return path
 
 
-def _compile(compiler: Sequence[str], sources: Sequence[Path], path: Path) -> None:
+def _compile(compiler: Sequence[str], sources: Sequence[Path], path: Path, nice: int) -> None:
     """Sources side by side, one a core, because it is what a first run waits for.
 
     Processes are polled, in a thread that nobody has to wait for: Python's end waits for those of a pool.
     """
-    with tempfile.TemporaryDirectory(prefix=".kernels-", dir=path.parent) as place, ExitStack() as stack:
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=path.parent) as place, ExitStack() as stack:
         objects = [f"{place}/{source.stem}.o" for source in sources]
         left, under_way, until = list(zip(sources, objects, strict=True)), list[Started](), time.monotonic() + TIMEOUT_S
         while left or under_way:
             while left and len(under_way) < cores():
                 source, into = left.pop(0)
                 level = "-O2" if source.stem in IN_VECTORS else "-O3"
-                one = subprocess.Popen([*compiler, level, *FLAGS, "-c", str(source), "-o", into], **SILENT)
-                stack.callback(one.kill)
+                command = [*compiler, level, *FLAGS, "-c", str(source), "-o", into]
+                one = subprocess.Popen(command, start_new_session=True, **SILENT)
+                _compilers.add(one)
+                stack.callback(_end, one)
                 with suppress(OSError):
-                    os.setpriority(os.PRIO_PROCESS, one.pid, NICE)
+                    os.setpriority(os.PRIO_PROCESS, one.pid, nice)
                 under_way.append(one)
             time.sleep(POLL_S)
             if any(one.poll() for one in under_way) or time.monotonic() > until:
@@ -94,6 +104,21 @@ def _compile(compiler: Sequence[str], sources: Sequence[Path], path: Path) -> No
             under_way = [one for one in under_way if one.poll() is None]
         _run([*compiler, *FLAGS, *objects, "-o", f"{place}/{path.name}"])
         os.replace(f"{place}/{path.name}", path)
+
+
+def _end(compiler: Started) -> None:
+    """With the processes that it has started."""
+    if compiler.poll() is None:
+        with suppress(OSError):
+            os.killpg(compiler.pid, signal.SIGKILL)
+        compiler.wait()
+    _compilers.discard(compiler)
+
+
+@atexit.register
+def _end_all() -> None:
+    for compiler in list(_compilers):
+        _end(compiler)
 
 
 @contextmanager

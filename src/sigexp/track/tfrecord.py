@@ -22,6 +22,15 @@ class RecordFile:
         self.file.write(length + struct.pack("<I", masked(length)) + data + struct.pack("<I", masked(data)))
         self.file.flush()
 
+    def length(self) -> int:
+        """In bytes."""
+        return self.file.tell()
+
+    def cut(self, length: int) -> None:
+        """Forget what came behind so many bytes."""
+        self.file.seek(length)
+        self.file.truncate()
+
     def close(self) -> None:
         self.file.close()
 
