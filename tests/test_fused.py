@@ -30,6 +30,7 @@ from sigexp.report import page
 from sigexp.sharing import SHARED, remembering
 from sigexp.signal.quality import mse
 from sigexp.track import sweep
+from sigexp.turns import Turn
 
 SMALL = [
     "-m", "experiment=gaussian", "dataset.image_size=16", "footprint=5", "dataset.size=60", "dataset.test_size=6",
@@ -285,7 +286,7 @@ def test_a_job_that_takes_long_holds_up_nobody_who_gives_up(where):
             seen.append("given up")
             raise
 
-    turn = fusing.Turn(work)
+    turn = Turn(work)
     if where == "its end":
         turn.take()
 
@@ -320,7 +321,7 @@ def test_the_first_end_that_comes_to_something_says_how_long_one_takes(fails):
             with suppress(OSError):  # as `sweep_job.do` notes it
                 turn.end(rest)
 
-        turn = fusing.Turn(work)
+        turn = Turn(work)
         turn.take()
         return turn
 
