@@ -1,7 +1,7 @@
 """Jobs of a sweep that differ in hyperparameters or seeds alone, carried out as one population.
 
-Every job is the run that it is alone, in a thread of its own (turns.py); one runs at a time. A run goes on until it asks
-something of its population, and when all have asked, this process's main thread carries it out for all of them
+Every job is the run that it is alone, in a thread of its own (turns.py); one runs at a time. A run goes on until it
+asks something of its population, and when all have asked, this process's main thread carries it out for all of them
 (population/fused.py). What is the same for all of them they compute once (sharing.py): the first run that has trained
 comes to its end here, and the others, which find all that there, side by side (parting.py).
 """
