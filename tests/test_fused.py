@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 import weakref
+from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from torch import nn
 
 from sigexp import experiment, fusing, machine, parting
@@ -488,6 +490,30 @@ def test_a_run_whose_process_is_lost_ends_in_the_sweeps(fate, workdir, plain, fo
     assert sum(f"({why[fate]}); it ends here" in log for log in logs) >= 2
     assert sum("it ends here" in log for log in logs) == 3, "the first one never was to end elsewhere"
     assert all(log.count(" INFO done: ") == 1 for log in logs)
+
+
+@on_linux
+def test_an_end_that_is_done_again_leaves_what_one_leaves(workdir, forks, monkeypatch):
+    """Also in the event file, to which the first one has written."""
+    parent, real = os.getpid(), experiment.verdicts.of_result
+
+    def judge(*given):
+        if os.getpid() != parent:
+            raise RuntimeError("too late")
+        return real(*given)
+
+    monkeypatch.setattr(experiment.verdicts, "of_result", judge)
+    forks()
+    assert main([*SMALL, *FOUR]) == 0
+    found = []
+    for folder in runs("outputs").values():
+        (path,) = folder.glob("events*")
+        events = [e.summary.value for e in EventFileLoader(str(path)).Load()]
+        found.append(Counter(value.tag for values in events for value in values))
+    again = ["(RuntimeError: too late); it ends here" in (f / "run.log").read_text() for f in runs("outputs").values()]
+    assert sorted(again) == [False, True, True, True]
+    assert all(tags == found[0] for tags in found)
+    assert found[0]["result/examples"] == 1
 
 
 @on_linux

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from runs import result
 
-from sigexp.report import terminal
+from sigexp.report import console, terminal
 from sigexp.report.phases import Phases
 from sigexp.search.records import MemberRecord, RoundRecord
 
@@ -42,11 +42,12 @@ def screen(monkeypatch) -> io.StringIO:
     shown = io.StringIO()
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr(
-        terminal,
-        "Console",
-        lambda **given: Console(file=shown, force_terminal=True, width=80, height=40, highlight=False),
-    )
+    for module in (terminal, console):
+        monkeypatch.setattr(
+            module,
+            "Console",
+            lambda **given: Console(file=shown, force_terminal=True, width=80, height=40, highlight=False),
+        )
     return shown
 
 

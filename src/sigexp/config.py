@@ -217,11 +217,9 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     """The config of one run with every interpolation resolved, as plain dicts and lists."""
     if "hydra" in cfg or "sweep" in cfg:  # they are no part of it, and nothing may refer to them
         cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("hydra", "sweep")])
-    found = {str(key): cfg[key] for key in cfg}
-    return {
-        key: OmegaConf.to_container(part, resolve=True, throw_on_missing=True) if OmegaConf.is_config(part) else part
-        for key, part in found.items()
-    }
+    container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
 
 
 def _one_of(name: str, value: str, options: tuple[str, ...]) -> None:

@@ -22,7 +22,7 @@ from sigexp import carrying, clock, machine, parting, sharing, stopping, trainin
 from sigexp.names import Names
 from sigexp.population.fused import Joint
 from sigexp.population.population import Population
-from sigexp.report import terminal
+from sigexp.report import console
 from sigexp.sweep_job import Task, do
 from sigexp.track.sweep import Ledger
 from sigexp.turns import Turn
@@ -57,7 +57,7 @@ def run(tasks: Sequence[Task], ledger: Ledger) -> None:
                 clock.CLOCK: turn.seconds,
                 sharing.SHARED: sharing.Shared(joint, len(tasks), largest, turn.ask, turn.meet, turn.end, store),
                 stopping.SHARED: request,
-                terminal.SILENT: True,
+                console.SILENT: True,
             }
             turns.append(turn)
         try:

@@ -84,9 +84,10 @@ def end(rest: Callable[[], T]) -> T:
     return found
 
 
-def packaged(config: Mapping[str, Any]) -> bool:
-    """Whether dataset and model are sigexp's, and not the user's own, of which nothing is known."""
-    return all(name.startswith("sigexp.") for part in ("dataset", "model") for name in targets(config[part]))
+def packaged(config: Mapping[str, Any], *parts: str) -> bool:
+    """Whether parts of a config, by default dataset and model, are sigexp's, and not the user's own, of which nothing
+    is known."""
+    return all(name.startswith("sigexp.") for part in parts or ("dataset", "model") for name in targets(config[part]))
 
 
 def remembering(problem: Problem, *, known: bool) -> Problem:

@@ -82,8 +82,8 @@ def build_search(config: Mapping[str, Any]) -> Search:
     def build() -> Any:
         return configuration.build(config["search"], what="search")
 
-    own = str(config["search"]["_target_"]).startswith("sigexp.")  # which keep nothing from one round to the next
-    settings = sharing.once("search", build) if own else build()
+    # Ours keep nothing from one round to the next.
+    settings = sharing.once("search", build) if sharing.packaged(config, "search") else build()
     if not isinstance(settings, Search):
         raise ConfigError(f"search: {config['search']['_target_']} is no search of sigexp.search.base")
     return settings

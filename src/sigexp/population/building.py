@@ -46,7 +46,7 @@ _begun: set[str] = set()  # parts that are compiled, or are being compiled
 
 
 def begin(part: str = LAYERS) -> None:
-    """Compile in a thread what is still to be compiled, while data are drawn; `kernel` waits for it."""
+    """Compile in a thread what is still to be compiled, beside imports and data; `compiling.kernel` waits for it."""
 
     def build() -> None:
         with suppress(Exception):  # which `kernel` will meet again, and tell
@@ -58,7 +58,8 @@ def begin(part: str = LAYERS) -> None:
 
 
 def built(part: str, nice: int = 0) -> Path:
-    """Path of a compiled library, after compiling it where that is still to do. nice: of the compilers."""
+    """Path of a compiled library, after compiling it where that is still to do. nice: of the compilers, beyond
+    this process's own."""
     compiler = _compiler()
     # What the compiler defines names its own version and every extension of this processor.
     target = _run([*compiler, *FLAGS, "-dM", "-E", "-x", "c", os.devnull])
@@ -96,7 +97,7 @@ def _compile(compiler: Sequence[str], sources: Sequence[Path], path: Path, nice:
                 _compilers.add(one)
                 stack.callback(_end, one)
                 with suppress(OSError):
-                    os.setpriority(os.PRIO_PROCESS, one.pid, nice)
+                    os.setpriority(os.PRIO_PROCESS, one.pid, os.getpriority(os.PRIO_PROCESS, 0) + nice)
                 under_way.append(one)
             time.sleep(POLL_S)
             if any(one.poll() for one in under_way) or time.monotonic() > until:

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.text import Text
 
 from sigexp import clock
-from sigexp.report.terminal import progress_console
+from sigexp.report.console import progress_console
 
 WORDS = {
     "data": "drawing data",

@@ -3,14 +3,12 @@
 rich leaves colours out where `NO_COLOR` is set.
 """
 
-import io
 import logging
 import math
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any
 
 from rich import box
 from rich.console import Console, Group
@@ -22,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sigexp.metrics import higher_is_better
+from sigexp.report.console import progress_console
 from sigexp.report.tables import number, result_tables
 from sigexp.report.verdicts import claim_numbers
 from sigexp.report.wording import EQUAL, LEAST_DB, counted, phases
@@ -32,7 +31,6 @@ log = logging.getLogger("sigexp")
 REFRESH_S = 0.25  # of the live table, at least
 DONE = "training done"
 CAPTION = ContextVar("CAPTION", default="")  # of one of several runs: stands in its table, no line that stays
-SILENT = ContextVar("SILENT", default=False)  # of a run that takes turns with others
 LINE_S = 1.0  # between two lines where output is piped
 TOP, BOTTOM = 5, 2  # members of a round that the table shows
 EXACT = 1e-5  # a replay's relative deviation that is rounding
@@ -44,18 +42,6 @@ def samples(count: float) -> str:
     if count < 1000:
         return f"{count:.0f}"
     return f"{count / 1000:.3g}k" if count < 999_500 else f"{count / 1e6:.3g}M"
-
-
-class Silence(Console):
-    """Prints nothing, and does not even set it."""
-
-    def print(self, *objects: Any, **settings: Any) -> None:
-        pass
-
-
-def progress_console() -> Console:
-    """Standard error; nothing at all for a run that is to be silent."""
-    return Silence(file=io.StringIO()) if SILENT.get() else Console(stderr=True, highlight=False)
 
 
 class Terminal:
