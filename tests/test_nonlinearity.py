@@ -52,13 +52,24 @@ def test_a_chain_of_convolutions_and_nonlinearities(layer, channels, shared, exa
     if compiling.kernel() is None:
         pytest.skip("there is no C compiler")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1 + shared)
+    check_chain(layer, channels, shared, examples, size, second, across=examples % 16 == 0)
+
+
+def test_a_chain_where_one_of_the_libraries_cannot_be_had(monkeypatch):
+    """Its layers' values go through another one."""
+    if (layers := compiling.kernel()) is None:
+        pytest.skip("there is no C compiler")
+    monkeypatch.setattr(native, "kernel", lambda part=compiling.LAYERS: layers if part == compiling.LAYERS else None)
+    check_chain(nn.Tanh(), OUTPUTS, True, 16, (20, 20), FIRST, across=False)
+
+
+def check_chain(layer, channels, shared, examples, size, second, *, across: bool) -> None:
     x, weights = drawn(examples, size, shared, second, channels)
     kernels, after = Kernels(), of_layer(layer)
     hidden = convolve(kernels, FIRST, x, *weights[:2], shared=shared, after=after)
     seen = [hidden, convolve(kernels, second, hidden, *weights[2:4], shared=False, after=after)]
     out = convolve(kernels, LAST, seen[1], *weights[4:], shared=False)
-    if examples % 16 == 0:
-        assert all(native.lies_across(one.transpose(1, 2)) for one in seen)
+    assert all(native.lies_across(one.transpose(1, 2)) == across for one in seen)
     assert out.transpose(1, 2).is_contiguous()
 
     members = []
@@ -149,3 +160,12 @@ def test_what_is_joined():
     watched.register_forward_hook(lambda *_: None)
     assert steps(conv, watched, conv) == steps(nn.utils.spectral_norm(nn.Conv2d(3, 3, 3)), nn.ReLU(), conv) == 3
     assert steps(nn.BatchNorm2d(3), watched) == 2
+
+
+def test_libraries_that_a_model_cannot_need_are_not_waited_for():
+    conv, another = (nn.Conv2d(1, 1, 15, padding=7) for _ in range(2))
+    layers, across, lstm = compiling.LAYERS, compiling.ACROSS, compiling.LSTM
+    assert compiling.parts_of(conv, 64 * 64) == compiling.parts_of(nn.Linear(784, 784), 784) == [layers]
+    assert compiling.parts_of(conv, 28 * 28) == [layers, across]
+    assert compiling.parts_of(nn.Sequential(conv, nn.ReLU(), another), 64 * 64) == [layers, across]
+    assert compiling.parts_of(nn.LSTM(3, 4), 90) == [layers, lstm]

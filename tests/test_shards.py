@@ -153,6 +153,19 @@ def test_a_race_chooses_what_it_measured_to_be_quickest(monkeypatch):
     assert raced(make).plan == Plan()
 
 
+def test_a_slow_second_of_the_machine_does_not_decide_a_race(monkeypatch):
+    """Computed together members are quickest, but not when they are first timed."""
+    timed = []
+
+    def time(self, plan, rows, length):
+        timed.append(plan)
+        return 5.0 if plan.way == "one by one" else 10.0 if timed.count(plan) > 1 else 1.0
+
+    monkeypatch.setattr(calibration.Race, "_time", time)
+    assert raced(lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 1, 1))).plan.way == "together"
+    assert Plan() in timed
+
+
 def test_a_plan_is_known_again_with_the_same_kernels_alone(monkeypatch):
     def key(make):
         return calibration._key(population(2, Plan(), make), feed(), Wanted(), 4)

@@ -1,6 +1,7 @@
 """The part of a run that learns: what it needs, checked and built, and the search, from the data to its outcome."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -57,7 +58,7 @@ def prepare(config: Mapping[str, Any], names: Names) -> Ready:
     weighing.check_examples(config, problem, shapes)
     settings = build_search(config)
     first = first_member(config, names, problem, settings)
-    for part in compiling.parts_of(first):
+    for part in compiling.parts_of(first, math.prod(shapes[0][1:])):
         building.begin(part)
     weighing.check_members(config, first, shapes, names.model, str(device))
     others = map(settings.origin, range(1, settings.members))

@@ -4,13 +4,11 @@
    transposed, unless they lie across already, as [C, H, W, B], because another such convolution has made them. All is
    done for a few channels at a time, so that what is in use stays in the cache. */
 
-#include "across.h"
+#include "products.h"
+
 #include "exponential.h"
 
-#define BLOCK 8         /* channels at a time */
-#define SOME_TAPS 9     /* of a kernel; with fewer, transposing takes too long */
-#define MANY_TAPS 25    /* with which it pays even if no more lanes are filled than else */
-#define FEW_PIXELS 2048 /* of an image; with more, a block is too large for the cache */
+#define BLOCK 8 /* channels at a time; of images with more than FEW_PIXELS (convolution.c) they do not fit the cache */
 
 #if LANES == 16
 #define LOWER 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
@@ -24,15 +22,6 @@
 #endif
 
 static size least(size a, size b) { return a < b ? a : b; }
-
-int across_takes(const Shape *s) {
-    size taps = s->kernel_height * s->kernel_width;
-    size pixels = (s->height + 2 * s->pad_rows) * (s->width + 2 * s->pad_columns);
-    size lanes = rounded(s->examples) * s->out_width, of_rows = s->examples * rounded(s->out_width); /* used, empty too */
-    if (pixels > FEW_PIXELS || taps < SOME_TAPS) return 0;
-    if (s->from_across || s->nonlinearity) return s->examples % LANES == 0; /* half of the transposing is not needed */
-    return lanes < of_rows || (lanes == of_rows && taps >= MANY_TAPS);
-}
 
 /* As population/nonlinearity.py counts them. */
 enum { NONE, SIGMOID, CENTRED_SIGMOID, RELU, LEAKY_RELU, TANH };

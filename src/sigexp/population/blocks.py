@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
-from sigexp.population.nonlinearity import LEAST_TAPS, Nonlinearity, hidden, of_layer
+from sigexp.population.compiling import SOME_TAPS
+from sigexp.population.nonlinearity import Nonlinearity, hidden, of_layer
 
 PLAIN_POOLING = {
     "kernel_size": 2,
@@ -105,7 +106,7 @@ def _before_another(layers: Sequence[nn.Module]) -> Nonlinearity | None:
     """The nonlinearity between two convolutions that across.c takes."""
     if len(layers) < 3 or type(layers[0]) is not nn.Conv2d or not isinstance(layers[2], nn.Conv2d):
         return None
-    takes = layers[2].stride == (1, 1) and layers[2].groups == 1 and prod(layers[2].kernel_size) >= LEAST_TAPS
+    takes = layers[2].stride == (1, 1) and layers[2].groups == 1 and prod(layers[2].kernel_size) >= SOME_TAPS
     plain = layers[0].padding_mode == "zeros" and not any(map(_has_hooks, layers[:2]))
     return of_layer(layers[1]) if takes and plain else None
 

@@ -22,13 +22,14 @@ from typing import Any
 from sigexp.machine import cache_dir, cores
 
 HERE = Path(__file__).parent
-# Two libraries, because most runs have no LSTM and need not wait for its compiler.
-LAYERS, LSTM = "layers", "lstm"
+# Three libraries, because most runs do not need the others, and need not wait for their compilers.
+LAYERS, ACROSS, LSTM = "layers", "across", "lstm"
 SOURCES = {
-    LAYERS: ["across", "convolution", "descent", "moments", "normalization", "pointwise", "update"],
+    LAYERS: ["convolution", "descent", "moments", "normalization", "pointwise", "update"],
+    ACROSS: ["across"],
     LSTM: ["lstm", "readout"],
 }
-_headers = "across exponential floats lstm pointwise products update vectors"
+_headers = "exponential floats lstm pointwise products update vectors"
 HEADERS = [HERE / f"{name}.h" for name in _headers.split()]
 # Not -ffast-math: NaN has to stay NaN, so that a member that diverged is seen.
 FLAGS = (

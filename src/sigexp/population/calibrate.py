@@ -6,6 +6,7 @@ and by it the same bits.
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 import time
@@ -66,13 +67,14 @@ def _key(population: Population, feed: Feed, wanted: Wanted, batch_size: int) ->
         (name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in population.template.state_dict().items()
     ]
     batch = feed.take(0, 1)
+    pixels = math.prod(batch[0].shape[2:])
     parts = (
         repr(population.template), shapes, [tuple(part.shape[1:]) for part in batch], batch_size,
         population.optimizer, population.precision, population.clip_norm is not None, population.compiled, wanted,
         machine.describe_device(str(population.device)), torch.__version__, sigexp.__version__,
         [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.[chp]*"))],
         # Which waits for the compiler, or the race would, whose time is short.
-        [part for part in compiling.parts_of(population.template) if compiling.kernel(part) is not None],
+        [part for part in compiling.parts_of(population.template, pixels) if compiling.kernel(part) is not None],
     )  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
 

@@ -6,6 +6,7 @@ work. SIGEXP_NATIVE=0 has the same effect.
 
 import ctypes
 import logging
+import math
 import os
 import subprocess
 from functools import cache
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sigexp.population.building import LAYERS, LSTM, built
+from sigexp.population.building import ACROSS, LAYERS, LSTM, built
 
 log = logging.getLogger("sigexp")
 
@@ -75,6 +76,7 @@ class Optimizer(ctypes.Structure):
     ]
 
 
+SOME_TAPS, FEW_PIXELS = 9, 2048  # as in convolution.c
 POINTER, NUMBER, FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 OF_LAYERS = {
     "convolution_forward": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 4)),
@@ -94,6 +96,10 @@ OF_LAYERS = {
     "maxima_forward": (None, (*[NUMBER] * 5, FLAG, *[POINTER] * 7)),
     "maxima_backward": (None, (*[NUMBER] * 5, *[POINTER] * 10)),
 }
+OF_ACROSS = {
+    "across_forward": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 4)),
+    "across_backward": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 7)),
+}
 OF_LSTM = {
     "lstm_block": (ctypes.c_int64, ()),
     "lstm_forward": (ctypes.c_int, (Shape, POINTER, Strides, *[POINTER] * 4)),
@@ -103,7 +109,7 @@ OF_LSTM = {
         (Shape, Readout, *[NUMBER] * 3, POINTER, Strides, POINTER, Strides, *[POINTER] * 6),
     ),
 }
-SIGNATURES: dict[str, dict[str, tuple[Any, tuple[Any, ...]]]] = {LAYERS: OF_LAYERS, LSTM: OF_LSTM}
+SIGNATURES: dict[str, dict[str, tuple[Any, tuple[Any, ...]]]] = {LAYERS: OF_LAYERS, ACROSS: OF_ACROSS, LSTM: OF_LSTM}
 
 
 @cache
@@ -122,9 +128,11 @@ def kernel(part: str = LAYERS) -> ctypes.CDLL | None:
         return None
 
 
-def parts_of(model: nn.Module) -> list[str]:
-    """Which parts a model's layers are in."""
-    return [LAYERS, *[LSTM] * any(isinstance(module, nn.LSTM) for module in model.modules())]
+def parts_of(model: nn.Module, pixels: int) -> list[str]:
+    """Which parts a model may need, whose inputs have so many pixels or samples."""
+    taps = [math.prod(m.kernel_size) for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d)]
+    across = any(n >= SOME_TAPS for n in taps) and (pixels <= FEW_PIXELS or len(taps) > 1)
+    return [LAYERS, *[ACROSS] * across, *[LSTM] * any(isinstance(module, nn.LSTM) for module in model.modules())]
 
 
 def takes(*tensors: Tensor, part: str = LAYERS) -> bool:

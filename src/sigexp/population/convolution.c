@@ -2,10 +2,9 @@
 
    Vectors are neighbouring pixels of a row. Images are put into zero borders one example at a time, so that what is in
    use stays in the cache; where there is no border and rows are whole vectors, they are read where they lie. Images
-   that would leave vectors half empty are taken across the examples (across.c). `convolution_learn` is another pass, for
+   that would leave vectors half empty are better taken across the examples (across.c). `convolution_learn` is another pass, for
    models of one layer. */
 
-#include "across.h"
 #include "pointwise.h"
 
 typedef struct {
@@ -14,6 +13,20 @@ typedef struct {
 
 #define ABREAST 16 /* pixels of a row */
 #define VECTORS 96 /* at a time at least, if there are so many examples */
+
+#define SOME_TAPS 9     /* of a kernel; with fewer, transposing takes too long */
+#define MANY_TAPS 25    /* with which it pays even if no more lanes are filled than else */
+#define FEW_PIXELS 2048 /* of an image; with more, a block of channels is too large for the cache */
+
+/* Whether across.c, which is in a library of its own because many models do not need it, suits a convolution better. */
+int across_takes(const Shape *s) {
+    size taps = s->kernel_height * s->kernel_width;
+    size pixels = (s->height + 2 * s->pad_rows) * (s->width + 2 * s->pad_columns);
+    size lanes = rounded(s->examples) * s->out_width, of_rows = s->examples * rounded(s->out_width); /* used, empty too */
+    if (pixels > FEW_PIXELS || taps < SOME_TAPS) return 0;
+    if (s->from_across || s->nonlinearity) return s->examples % LANES == 0; /* half of the transposing is not needed */
+    return lanes < of_rows || (lanes == of_rows && taps >= MANY_TAPS);
+}
 
 /* Whether vectors cover the rows of images without zeros around them exactly. */
 static int lines_up(const Shape *s) {
@@ -69,7 +82,6 @@ static Vectors part(Vectors v, size examples, size of) {
 
 /* The members from `first` to `last`; not 0 where there is no memory. */
 int convolution_forward(Shape s, size first, size last, float *x, float *weight, float *bias, float *out) {
-    if (across_takes(&s)) return across_forward(s, first, last, x, weight, bias, out);
     Shape f = folded(s);
     int direct = !s.pad_rows && !s.pad_columns && lines_up(&s), fold_rows = f.outputs != s.outputs, failed = 1;
     size pixels = s.height * s.width, out_pixels = s.out_height * s.out_width, group = group_of(&s);
@@ -110,7 +122,6 @@ end:
 /* x_grad may be 0; weight_grad and bias_grad begin as zeros. */
 int convolution_backward(Shape s, size first, size last, float *x, float *weight, float *out, float *grad,
                          float *x_grad, float *weight_grad, float *bias_grad) {
-    if (across_takes(&s)) return across_backward(s, first, last, x, weight, out, grad, x_grad, weight_grad, bias_grad);
     Shape f = folded(s);
     int direct = !s.pad_rows && !s.pad_columns && lines_up(&s), fold_rows = f.outputs != s.outputs, failed = 1;
     int plain = s.out_width == rounded(s.out_width) && (!x_grad || (s.kernel_height * s.kernel_width == 1 && direct));

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sigexp.population.compiling import Convolution, Optimizer, Pixels, kernel
+from sigexp.population.compiling import ACROSS, Convolution, Optimizer, Pixels, kernel
 from sigexp.population.geometry import Pair
 
 _recording = threading.local()  # calls: where to note what compiled functions are called
@@ -77,7 +77,12 @@ def goes_across(x: Tensor, weight: Tensor, size: Pair, padding: Pair, dilation: 
     assert library is not None
     shape = _convolution(len(x) < len(weight), x.shape[2], weight, x.shape[3:], size, padding, dilation)
     shape.nonlinearity = 1
-    return bool(library.across_takes(shape))
+    return _across_library(library, shape) is not None
+
+
+def _across_library(library: ctypes.CDLL, shape: Convolution) -> ctypes.CDLL | None:
+    """The one that suits a convolution better than `library` does, if there is one."""
+    return kernel(ACROSS) if library.across_takes(shape) else None
 
 
 class DirectConvolution(torch.autograd.Function):
@@ -101,7 +106,6 @@ class DirectConvolution(torch.autograd.Function):
         slope: float,
     ) -> Tensor:
         (members, outputs), examples = weight.shape[:2], x.shape[2]
-        ctx.library = library
         ctx.shape = _convolution(len(x) < members, examples, weight, x.shape[3:], size, padding, dilation)
         ctx.shape.nonlinearity, ctx.shape.slope, ctx.shape.from_across = nonlinearity, slope, lies_across(x)
         weight, bias = weight.contiguous(), bias.contiguous()
@@ -112,7 +116,10 @@ class DirectConvolution(torch.autograd.Function):
             out = x.new_empty(members, outputs, examples, *size)
         ctx.save_for_backward(x, weight, *[out] * bool(nonlinearity))
         pointers = [tensor.data_ptr() for tensor in (x, weight, bias, out)]
-        in_threads(lambda first, last: library.convolution_forward(ctx.shape, first, last, *pointers), members)
+        forward, ctx.way_back = library.convolution_forward, library.convolution_backward
+        if across := _across_library(library, ctx.shape):
+            forward, ctx.way_back = across.across_forward, across.across_backward
+        in_threads(lambda first, last: forward(ctx.shape, first, last, *pointers), members)
         return out
 
     @staticmethod
@@ -124,7 +131,7 @@ class DirectConvolution(torch.autograd.Function):
         dx = torch.empty_like(x) if ctx.needs_input_grad[1] else None
         dw, db = torch.zeros_like(weight), weight.new_zeros(weight.shape[:2])
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in (x, weight, out, grad, dx, dw, db)]
-        in_threads(lambda first, last: ctx.library.convolution_backward(ctx.shape, first, last, *pointers), len(weight))
+        in_threads(lambda first, last: ctx.way_back(ctx.shape, first, last, *pointers), len(weight))
         return None, dx, dw, db, *[None] * 5
 
 

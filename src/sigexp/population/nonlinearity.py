@@ -14,7 +14,6 @@ from torch.overrides import handle_torch_function, has_torch_function
 from sigexp.layers.activations import CentredSigmoid
 
 NUMBERS: dict[type[nn.Module], int] = {nn.Sigmoid: 1, CentredSigmoid: 2, nn.ReLU: 3, nn.LeakyReLU: 4, nn.Tanh: 5}
-LEAST_TAPS = 9  # of the convolution that follows, as of those that across.c takes
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,7 @@ class Race:
                     self._enter(plan, members)
                 if plan.way == "together" and self._statistics_lead(SURE * apart):
                     return self.best[1]
+            self._time_together_again(members)
             self._decide_between_near_equals(members)
             self._decide_on_padding(members)
             if apart > 1:
@@ -215,9 +216,10 @@ class Race:
         rows, length = self._extent(plan, members)
         if self.best[0] and self._left() < 2 * rows * length / self.best[0]:
             return
-        rate = self._time(plan, rows, length)
+        rate = max(self._time(plan, rows, length), self.rates.get(str(plan), 0.0))
         self.rates[str(plan)] = rate
-        self.timed.append(plan)
+        if plan not in self.timed:
+            self.timed.append(plan)
         if rate > self.best[0]:
             self.best = (rate, plan)
 
@@ -228,6 +230,12 @@ class Race:
     def _share(self) -> float:
         """Seconds that the race may take."""
         return LEAST_SECONDS + SHARE * min(self.moments_seconds, self.wanted.samples / self.best[0])
+
+    def _time_together_again(self, members: int) -> None:
+        """Where members one by one lead, which they seldom do, a slow second of the machine's may have decided."""
+        together = [plan for plan in self.timed if plan.way == "together"]
+        if together and self.best[1].way != "together":
+            self._enter(max(together, key=lambda plan: self.rates[str(plan)]), members)
 
     def _decide_between_near_equals(self, members: int) -> None:
         """Other work on the machine may have slowed one of them down, so they take turns."""
