@@ -1,14 +1,11 @@
 """Closed-form bounds of a model's own form, the excess over them in parts, and what a full matrix needs."""
 
-import pickle
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import nn
 
-from sigexp import evaluation, sharing
-from sigexp.bounds import before_training, excess, fit, linear_bounds, passing
+from sigexp import evaluation
+from sigexp.bounds import Form, excess, fit, form_of, forms, linear_bounds, passing
 from sigexp.datasets.bayer import bayer_mosaic
 from sigexp.datasets.color import rgb_to_xyz
 from sigexp.datasets.deblur import blurred_digits
@@ -16,7 +13,6 @@ from sigexp.datasets.gaussian import gaussian_impulses
 from sigexp.datasets.sequences import iir
 from sigexp.datasets.shapes import circle_square
 from sigexp.datasets.spectrum import spectrum
-from sigexp.forms import Form, form_of, forms
 from sigexp.models import filters, spectral
 from sigexp.population.feed import Feed
 from sigexp.population.moments import Moments
@@ -161,33 +157,6 @@ def test_statistics_of_another_form_are_no_bound(layer):
     known, found = (linear_bounds(layer, problem, feed_of(problem), 7, None, f) for f in (fitted, None))
     outputs = [one["least_squares_train"].predict(inputs) for one in (known, found)]
     assert torch.equal(*outputs)
-
-
-@pytest.mark.parametrize("model", ["linear", "separable", "fc", "deep"])
-def test_what_training_has_no_part_in_is_the_same_before(model):
-    problem = gaussian_impulses(size=60, test_size=12, image_size=12)
-    member = getattr(filters, model)(*problem.shapes())
-    equations, solved = before_training(member, problem, 5)
-    assert pickle.loads(pickle.dumps(equations)).keys() == equations.keys()
-    bounds = linear_bounds(member, problem, feed_of(problem), 5, (5, 5))
-    known = {"linear": ["least_squares_test"], "separable": ["least_squares_test"], "fc": ["least_squares_test_5x5"]}
-    assert list(solved) == known.get(model, [])
-    inputs = problem.examples("test").inputs
-    for name, predict in solved.items():
-        assert torch.equal(predict(inputs), bounds[name].predict(inputs))
-
-
-def test_what_is_shared_before_training_is_found_after_it(monkeypatch):
-    problem = gaussian_impulses(size=60, test_size=12, image_size=12)
-    member = filters.linear(*problem.shapes(), kernel_size=5)
-    store = {}
-    token = sharing.SHARED.set(SimpleNamespace(store=store))
-    try:
-        store.update(before_training(member, problem, 5)[0])
-        monkeypatch.setattr(evaluation, "chunks", None)  # by which test data are gone through
-        assert "least_squares_test" in linear_bounds(member, problem, feed_of(problem), 5)
-    finally:
-        sharing.SHARED.reset(token)
 
 
 def test_photographs_are_fitted_whole_as_the_model_is_judged():

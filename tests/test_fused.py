@@ -19,7 +19,7 @@ import torch
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from torch import nn
 
-from sigexp import bounds, experiment, fusing, machine, parting
+from sigexp import experiment, fusing, machine, parting
 from sigexp.cli import main
 from sigexp.datasets.blobs import boundary
 from sigexp.population.fused import Joint
@@ -328,7 +328,7 @@ def test_the_first_end_that_comes_to_something_says_how_long_one_takes(fails):
         return turn
 
     turns = [ending(number) for number in range(3)]
-    ends = fusing.Ends(False, list, {})
+    ends = fusing.Ends(False, list)
     ends.come(turns)
     assert all(turn.over for turn in turns)
     assert [turn.complete for turn in turns] == [False, fails == "first", fails == "first"]
@@ -341,7 +341,7 @@ def test_the_first_end_that_comes_to_something_says_how_long_one_takes(fails):
 def test_who_has_trained_waits_for_company_but_not_for_long(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(fusing.time, "perf_counter", lambda: now[0])
-    ends = fusing.Ends(True, list, {})
+    ends = fusing.Ends(True, list)
     ends.step = 0.3
     assert ends.had_better_wait()
     now[0] += 0.65
@@ -351,7 +351,7 @@ def test_who_has_trained_waits_for_company_but_not_for_long(monkeypatch):
     ends.come([])
     ends.step = fusing.LINGER_S + 1
     assert not ends.had_better_wait()
-    alone = fusing.Ends(False, list, {})
+    alone = fusing.Ends(False, list)
     alone.step = 0.0
     assert not alone.had_better_wait(), "there are no other processes to fill"
 
@@ -360,7 +360,7 @@ def test_who_has_trained_waits_for_company_but_not_for_long(monkeypatch):
 def test_runs_end_side_by_side(workdir, plain, forks):
     made = forks()
     assert main([*SMALL, *FOUR]) == 0
-    assert len(made) == 3, "one beside the training, then one a core; the first run ends in the sweep's process"
+    assert len(made) == 2, "one a core; the first run ends in the sweep's process, for all of them"
     assert all(one.at >= 0 for one in made)
     assert gone(made)
     jobs = sweep.read(next(Path("outputs/sweeps").iterdir()))
@@ -543,11 +543,10 @@ def test_an_interrupt_reaches_runs_at_their_end(workdir, plain, forks, monkeypat
     """The step's patience is over while forks are at work: they are ended, and their runs can be taken up again."""
     monkeypatch.setattr(fusing.stopping, "PATIENCE_S", 0.3)
     monkeypatch.setattr(fusing, "SAVING_S", 0.0)
-    monkeypatch.setattr(fusing.Ahead, "begin", lambda self: None)
     made = forks(lambda: time.sleep(60))
     real = parting.Fork.answer
 
-    def answer(self, *_):
+    def answer(self):
         if not asked:
             asked.append(True)
             os.kill(os.getpid(), signal.SIGINT)
@@ -565,59 +564,6 @@ def test_an_interrupt_reaches_runs_at_their_end(workdir, plain, forks, monkeypat
     forks()
     assert main([*SMALL, *FOUR]) == 0
     assert len(list(Path("outputs").rglob("result.json"))) == 4
-
-
-@on_linux
-@pytest.mark.parametrize("fate", ["none", "killed", "failing", "stuck"])
-def test_what_ends_share_is_computed_beside_the_training(fate, workdir, plain, forks, monkeypatch):
-    """Or here, where the process that was to do so did not."""
-    sweep_process, children, here = os.getpid(), [], []
-
-    def in_child():
-        if len(children) > 1:
-            return
-        if fate == "killed":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if fate == "failing":
-            raise ValueError("no")
-        if fate == "stuck":
-            time.sleep(60)
-
-    made = forks(in_child)
-    real, equations = parting.fork, bounds._equations
-    monkeypatch.setattr(parting, "fork", lambda *given: (children.append(1), real(*given))[1])
-    monkeypatch.setattr(
-        bounds, "_equations", lambda form, given, name: (here.append(name), equations(form, given, name))[1]
-    )
-    monkeypatch.setattr(fusing, "AHEAD_S", 1.0 if fate == "stuck" else 60.0)
-    assert main([*SMALL, *FOUR]) == 0
-    assert os.getpid() == sweep_process
-    assert here.count("least_squares_test") == (fate != "none")
-    assert gone(made)
-    for folder in runs("outputs").values():
-        assert result(folder)["references"]["least_squares_test"]["mse"] > 0
-        assert "WARNING" not in (folder / "run.log").read_text()
-
-
-@on_linux
-def test_an_interrupt_does_not_wait_for_what_is_computed_beside_the_training(workdir, plain, forks, monkeypatch):
-    children = []
-    made = forks(lambda: time.sleep(60 * (len(children) == 1)))
-    real = parting.fork
-    monkeypatch.setattr(parting, "fork", lambda *given: (children.append(1), real(*given))[1])
-    answer = parting.Fork.answer
-
-    def asked(self, wait=0.0):
-        if wait:
-            os.kill(os.getpid(), signal.SIGINT)
-        return answer(self, wait)
-
-    monkeypatch.setattr(parting.Fork, "answer", asked)
-    began = time.monotonic()
-    assert main([*SMALL, *FOUR]) == 130
-    assert time.monotonic() - began < 40
-    assert gone(made)
-    assert len(list(Path("outputs").rglob("result.json"))) == 4, "all had trained"
 
 
 def test_examples_that_runs_share_stay_as_they_were_drawn():

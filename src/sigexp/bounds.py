@@ -8,15 +8,19 @@ window, one of that size too: `least_squares_train_21x21`.
 
 import logging
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sigexp import evaluation, sharing
-from sigexp.forms import Form, form_of, forms
+from sigexp.layers.chain import chain
+from sigexp.layers.color import LinearizeSRGB
+from sigexp.layers.fft_conv import FFTConv2d
+from sigexp.layers.recurrence import LinearRecurrence
 from sigexp.population.feed import Feed
 from sigexp.problem import Batch, Problem, Reference
 from sigexp.signal import least_squares, linear_map
@@ -24,9 +28,83 @@ from sigexp.signal.quality import mse
 
 log = logging.getLogger("sigexp")
 Predictor = Callable[[Tensor], Tensor]
-Given = Callable[[], Iterator[Batch]]
 Filter = tuple[Tensor, Tensor]  # weight [D, C, h, w], or [D, C, w] of sequences, and bias [D]
+Convolution = nn.Conv1d | nn.Conv2d
 CURVE_EXAMPLES, CURVE_TEST, CURVE_OUTPUTS = 5000, 250, 512  # most of each in a learning curve
+
+
+@dataclass(frozen=True)
+class Form:
+    """A family of linear models.
+
+    kernel: taps (h, w) of a zero-padded convolution; None for a weight from every input to every output.
+    separable: the kernel is one down the columns, then one along the rows. front: what is done to inputs first.
+    """
+
+    kernel: tuple[int, int] | None
+    separable: bool = False
+    front: nn.Module = field(default_factory=nn.Identity)
+
+    def key(self) -> tuple[Any, ...]:
+        """Equal for forms of runs with the same architecture that are the same."""
+        return self.kernel, self.separable, repr(self.front)
+
+
+def form_of(model: nn.Module) -> Form | None:
+    """The linear family of which a model can be any member; None where it is not seen to have one."""
+    modules = [module for module in chain(model) if not isinstance(module, nn.Identity)]
+    front: nn.Module = nn.Identity()
+    if modules and isinstance(modules[0], LinearizeSRGB):
+        front, modules = modules[0], modules[1:]
+    convolutions = [module for module in modules if same_extent(module)]
+    if convolutions and len(convolutions) == len(modules):
+        return _of_convolutions(convolutions, front)
+    wide = all(bank.out_channels >= bank.in_channels for bank in convolutions)
+    matrix = [type(module) for module in modules[len(convolutions) :]] == [nn.Flatten, nn.Linear, nn.Unflatten]
+    return Form(None, front=front) if matrix and wide else None
+
+
+def same_extent(module: nn.Module) -> TypeGuard[Convolution]:
+    """Whether a module is a convolution whose outputs line up with its inputs, zeros beyond the border."""
+    if type(module) not in (nn.Conv1d, nn.Conv2d, FFTConv2d):
+        return False
+    assert isinstance(module, Convolution)
+    padded = module.padding_mode == "zeros" and tuple(module.padding) == tuple(k // 2 for k in module.kernel_size)
+    odd = all(k % 2 for k in module.kernel_size)
+    return padded and odd and {*module.stride, *module.dilation, module.groups} == {1} and module.bias is not None
+
+
+def _of_convolutions(chain: list[Convolution], front: nn.Module) -> Form | None:
+    """One convolution; one with a matrix behind it that loses nothing; or a column filter, then a row filter."""
+    kernels = [((1, *conv.kernel_size)[-2], conv.kernel_size[-1]) for conv in chain]
+    hidden, outputs = chain[0].out_channels, chain[-1].out_channels
+    whole = hidden >= min(chain[0].weight[0].numel(), outputs)
+    if len(chain) == 1 or (len(chain) == 2 and kernels[1] == (1, 1) and whole):
+        return Form(kernels[0], front=front)
+    if len(chain) == 2 and kernels[0][1] == kernels[1][0] == 1 and hidden == outputs:
+        return Form((kernels[0][0], kernels[1][1]), separable=True, front=front)
+    return None
+
+
+def forms(model: nn.Module, problem: Problem, footprint: int, sight: tuple[int, ...] | None) -> dict[str, Form]:
+    """What a model is to be held against: suffix of the reference's name -> form, the model's own first."""
+    shape, target = problem.shapes()
+    own = form_of(model)
+    if shape[1:] != target[1:]:
+        return {"": own or Form(None)}
+    axes = len(shape) - 1
+    linear = (1 if axes == 1 else footprint, footprint) if footprint % 2 else None
+    if own is not None:
+        return {"": own, **({_suffix(linear[-axes:]): Form(linear)} if linear and own.kernel is None else {})}
+    # A recurrence forgets, but never all: where its derivative is lost in rounding says nothing of its form.
+    remembers = any(isinstance(module, (nn.RNNBase, LinearRecurrence)) for module in model.modules())
+    seen = (1 if axes == 1 else sight[0], sight[-1]) if sight and not remembers else None
+    further = {_suffix(seen[-axes:]): Form(seen)} if seen and seen != linear else {}
+    return {**({"": Form(linear)} if linear else {}), **further}
+
+
+def _suffix(kernel: tuple[int, ...]) -> str:
+    return "_" + "x".join(str(n) for n in kernel)
 
 
 def linear_bounds(
@@ -49,73 +127,32 @@ def linear_bounds(
     own = form_of(model)
     if own is None or own.kernel is None or own.separable:
         fitted = None  # of other borders, say, than the form that the model is held against
-    batches: dict[str, Given] = {"test": partial(_batches, problem, "test")}
+    batches: dict[str, Callable[[], Iterator[Batch]]] = {"test": partial(_batches, problem, "test")}
     if feed.size is not None:
         batches = {"train": lambda: iter([Batch(*(part.cpu() for part in feed.data()))]), **batches}
-    found, kernels = {}, _convolutions(wanted)
-    further = {suffix: form for suffix, form in kernels.items() if suffix or fitted is None}
-    equations = {
-        split: normal_equations(further if split == "train" else kernels, split, given)
+    keys = tuple(form.key() for form in wanted.values())
+    shared = {
+        split: sharing.once((split, keys), partial(_shared_equations, list(wanted.values()), given))
         for split, given in batches.items()
     }
+    found = {}
     for suffix, form in wanted.items():
         for split, given in batches.items():
-            name = f"least_squares_{split}{suffix}"
-            if suffix in equations[split]:
-                compute: Callable[[], Predictor | None] = partial(_solution, form, equations[split][suffix])
-            elif suffix in kernels:
-                assert fitted is not None
-                compute = partial(_filtering, form, [fitted])
+            name, total = f"least_squares_{split}{suffix}", shared[split]
+            if fitted is not None and name == "least_squares_train":
+                predict: Predictor | None = sharing.once((name, form.key()), partial(_filtering, form, [fitted]))
+            elif total is not None and form.kernel is not None:
+                predict = sharing.once(
+                    (name, form.key()), partial(_convolution_predictor, form, total.within(form.kernel))
+                )
             else:
-                compute = partial(_fitted, form, given, name)
-            predict = sharing.once((name, form.key()), compute)
+                predict = sharing.once((name, form.key()), partial(_fitted, form, given, name))
             if predict is not None:
                 found[name] = Reference(predict=predict)
     return found
 
 
-def before_training(
-    model: nn.Module, problem: Problem, footprint: int
-) -> tuple[dict[Hashable, dict[str, least_squares.Sums | None]], dict[str, Predictor]]:
-    """What the bounds of a linear model have of the test data, in which training has no part: normal equations by the
-    key under which `linear_bounds` shares them, and their solutions by the name of the reference."""
-    if problem.loss is not mse or form_of(model) is None:
-        return {}, {}
-    kernels = _convolutions(forms(model, problem, footprint, None))
-    equations = normal_equations(kernels, "test", partial(_batches, problem, "test"))
-    if None in equations.values():  # a run's log says why
-        return {}, {}
-    solved = {f"least_squares_test{suffix}": _solution(form, equations[suffix]) for suffix, form in kernels.items()}
-    return {_key("test", kernels): equations}, {name: predict for name, predict in solved.items() if predict}
-
-
-def _convolutions(wanted: Mapping[str, Form]) -> dict[str, Form]:
-    return {suffix: form for suffix, form in wanted.items() if form.kernel is not None}
-
-
-def _key(split: str, kernels: Mapping[str, Form]) -> Hashable:
-    return split, tuple((suffix, form.key()) for suffix, form in kernels.items())
-
-
-def normal_equations(kernels: Mapping[str, Form], split: str, given: Given) -> dict[str, least_squares.Sums | None]:
-    """Those of convolutions, by the suffix of their reference's name; None where they would take too long."""
-
-    def compute() -> dict[str, least_squares.Sums | None]:
-        total, found = _shared_equations(list(kernels.values()), given), {}
-        for suffix, form in kernels.items():
-            assert form.kernel is not None
-            name = f"least_squares_{split}{suffix}"
-            found[suffix] = total.within(form.kernel) if total else _equations(form, given(), name)
-        return found
-
-    return sharing.once(_key(split, kernels), compute)
-
-
-def _solution(form: Form, equations: least_squares.Sums | None) -> Predictor | None:
-    return None if equations is None else _convolution_predictor(form, equations)
-
-
-def _fitted(form: Form, given: Given, name: str) -> Predictor | None:
+def _fitted(form: Form, given: Callable[[], Iterator[Batch]], name: str) -> Predictor | None:
     return fit(form, given(), name)
 
 
@@ -123,7 +160,7 @@ def _batches(problem: Problem, split: str) -> Iterator[Batch]:
     return (problem.sample(split, index) for index in evaluation.chunks(problem, split))
 
 
-def _shared_equations(wanted: list[Form], given: Given) -> least_squares.Sums | None:
+def _shared_equations(wanted: list[Form], given: Callable[[], Iterator[Batch]]) -> least_squares.Sums | None:
     """The normal equations of a window that covers those of several forms, so that examples are passed over once.
 
     None where that saves nothing, or would take too long.
@@ -138,7 +175,8 @@ def fit(form: Form, batches: Iterable[Batch], name: str = "least squares") -> Pr
     """The member of a family with the least squared error over all examples; None where it would take too long."""
     if form.kernel is None:
         return _fit_matrix(form, list(batches), name)
-    return _solution(form, _equations(form, batches, name))
+    total = _equations(form, batches, name)
+    return None if total is None else _convolution_predictor(form, total)
 
 
 def _too_large(work: float, name: str, form: Form, inputs: Tensor) -> bool:

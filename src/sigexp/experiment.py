@@ -1,7 +1,7 @@
 """One run, from a resolved config to its result. Read it from top to bottom."""
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import sigexp
 from sigexp import catalog, clock, evaluation, kernels, machine, sharing
-from sigexp.bounds import before_training, excess, linear_bounds, passing
+from sigexp.bounds import excess, linear_bounds, passing
 from sigexp.keeping import Keeper
 from sigexp.names import Names
 from sigexp.population import building
@@ -91,9 +91,6 @@ def _run(
         )
         stack.enter_context(closing(board))
         board.begin(config)
-        sharing.once(
-            sharing.AHEAD, lambda: partial(ahead, ready.members[0], problem, config["footprint"], ready.device)
-        )
         trained = train(config, ready, folder, board, allocator_tuned, phases, kept)
 
         recorded = board.events.file.length()
@@ -158,23 +155,13 @@ def judge(
             one(index, batch, outputs)
 
     known = {name: r.predict for name, r in references.items() if r.predict is not None}
-    met = sharing.once(sharing.REFERENCES, dict[str, dict[str, float]])
-    new = {name: on_cpu(predict, device) for name, predict in known.items() if name not in met}
-    results = evaluation.evaluate_all({"": outputs, **new}, problem, device, {"": watch})
-    met |= {name: results[name] for name in new}
-    return results[""], {name: {**met.get(name, {}), **r.values} for name, r in references.items()}
-
-
-def on_cpu(predict: evaluation.Predict, device: torch.device) -> evaluation.Predict:
-    return lambda x: predict(x.cpu()).to(device)
-
-
-def ahead(model: nn.Module, problem: Problem, footprint: int, device: torch.device) -> dict[Hashable, Any]:
-    """What the ends of runs share and training has no part in, by the keys of `sharing.once`."""
-    equations, solved = before_training(model, problem, footprint)
-    known = {name: r.predict for name, r in problem.references.items() if r.predict is not None} | solved
-    called = {name: on_cpu(predict, device) for name, predict in known.items()}
-    return {**equations, sharing.REFERENCES: evaluation.evaluate_all(called, problem, device) if called else {}}
+    met = sharing.once("references", dict[Any, dict[str, float]])  # predictor -> its metrics
+    new = {name: predict for name, predict in known.items() if predict not in met}
+    on_cpu = {name: (lambda f: lambda x: f(x.cpu()).to(device))(predict) for name, predict in new.items()}
+    results = evaluation.evaluate_all({"": outputs, **on_cpu}, problem, device, {"": watch})
+    met |= {predict: results[name] for name, predict in new.items()}
+    found = {name: met[predict] for name, predict in known.items()}
+    return results[""], {name: {**found.get(name, {}), **r.values} for name, r in references.items()}
 
 
 def summary(

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
 
@@ -33,7 +33,6 @@ MOST_MEMORY = 0.25  # of what is free, that the members of a group may take
 COPIES = 12  # of a member's numbers that a run holds: optimizer's state, gradients, snapshots, the best so far
 SAVING_S = 1.0  # for each job, when a signal asks them to end
 LINGER_S = 1.0  # that jobs which have trained wait for others
-AHEAD_S, HEARD_S = 60.0, 0.1  # that what is done ahead may take, and a signal to be heard meanwhile
 LONGER, LEAST_S = 20.0, 10.0  # times what the first job's end took, and seconds, that one in a fork may take
 
 
@@ -51,7 +50,7 @@ def run(tasks: Sequence[Task], ledger: Ledger) -> None:
     store: dict[Any, Any] = {}
     largest = max(task.config["trainer"]["batch_size"] for task in tasks)
     with stopping.deferred(stopping.PATIENCE_S + SAVING_S * len(tasks)) as request:
-        turns, ends = [], Ends(parting.possible(tasks[0].config), joint.statistics, store)
+        turns = []
         for task in tasks:
             turn = Turn(partial(do, task, ledger))
             turn.values = {
@@ -62,9 +61,8 @@ def run(tasks: Sequence[Task], ledger: Ledger) -> None:
             }
             turns.append(turn)
         try:
-            take_turns(turns, joint, request, ends)
+            take_turns(turns, joint, request, Ends(parting.possible(tasks[0].config), joint.statistics))
         finally:
-            ends.ahead.close()
             for turn in turns:
                 turn.abandoned = True
             for turn in turns:
@@ -88,7 +86,6 @@ def take_turns(turns: Sequence[Turn], joint: Joint, request: stopping.Request, e
         trained = [turn for turn in turns if turn.ending is not None]
         asking = [turn for turn in turns if turn.call is not None]
         if trained and not (asking and ends.had_better_wait()):
-            ends.ahead.end(request)
             ends.come(trained)
         if not asking:
             return
@@ -100,17 +97,15 @@ def take_turns(turns: Sequence[Turn], joint: Joint, request: stopping.Request, e
             turn.spent += share
             turn.take()
         ends.step = time.perf_counter() - began
-        ends.ahead.begin()  # the first step of all is to prepare the training data, which keeps all cores busy
 
 
 class Ends:
     """Lets jobs that have trained come to their ends: the first one here, where what they share is computed, and the
     others in processes of their own, one a core."""
 
-    def __init__(self, apart: bool, unneeded: Callable[[], Sequence[Tensor]], store: dict[Any, Any]) -> None:
-        """apart: whether there may be other processes. unneeded: what has no use at an end. store: what is shared."""
+    def __init__(self, apart: bool, unneeded: Callable[[], Sequence[Tensor]]) -> None:
+        """apart: whether there may be other processes. unneeded: what has no use at an end."""
         self.apart, self.unneeded = apart, unneeded
-        self.ahead = Ahead(apart, unneeded, store)
         self.longest: float | None = None  # seconds that an end may take, once one has been seen
         self.step = math.inf  # seconds that the latest step of the jobs took
         self.until: float | None = None  # when those that have trained wait no longer for others
@@ -159,43 +154,6 @@ class Ends:
         if self.longest is None or not self.apart:
             return 1
         return max(1, min(machine.cores(), machine.free_memory_bytes("cpu") // machine.peak_memory_bytes()))
-
-
-class Ahead:
-    """A process beside the training, which computes what the ends share and training has no part in."""
-
-    def __init__(self, apart: bool, unneeded: Callable[[], Sequence[Tensor]], store: dict[Any, Any]) -> None:
-        self.apart, self.unneeded, self.store = apart, unneeded, store
-        self.fork: parting.Fork | None = None
-
-    def begin(self) -> None:
-        """Where that may be, once."""
-        work = self.store.pop(sharing.AHEAD, None)
-        if work is None or not self.apart or machine.free_memory_bytes("cpu") < machine.peak_memory_bytes():
-            return
-
-        def compute(number: int) -> Any:
-            with heard_by([]):  # what there is to tell, the runs will
-                return work()
-
-        with suppress(OSError):
-            self.fork = parting.fork(compute, self.unneeded())
-            self.fork.begin(0, AHEAD_S)
-
-    def end(self, request: stopping.Request) -> None:
-        """Have what was computed; where that came to nothing, or a signal asks for the end, the first end will."""
-        if self.fork is not None:
-            answer = None
-            while answer is None and not request:
-                answer = self.fork.answer(HEARD_S)
-            if isinstance(answer, parting.Done):
-                self.store.update(answer.value)
-            self.close()
-
-    def close(self) -> None:
-        if self.fork is not None:
-            self.fork.close()
-            self.fork = None
 
 
 @contextmanager

@@ -61,10 +61,10 @@ class Fork:
         with suppress(BrokenPipeError):  # `answer` says that it has ended
             self.connection.send(number)
 
-    def answer(self, wait: float = 0.0) -> Done | Failed | None:
-        """None while it is at it, for as many seconds or until it takes too long."""
+    def answer(self) -> Done | Failed | None:
+        """None while it is at it."""
         try:
-            if self.connection.poll(min(wait, max(0.0, self.until - time.monotonic()))):
+            if self.connection.poll():
                 found: Done | Failed = self.connection.recv()
                 return found
         except (EOFError, OSError):  # where it was killed in the middle of an answer too
@@ -79,12 +79,6 @@ class Fork:
         self.lost = True
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
-
-    def close(self) -> None:
-        self.connection.close()
-        self.kill()
-        with suppress(ChildProcessError):  # where the system was told to forget them
-            os.waitpid(self.pid, 0)
 
 
 def side_by_side(
@@ -127,9 +121,11 @@ def side_by_side(
             yield number, failed
     finally:
         for one in forks:
+            one.connection.close()
             one.kill()
         for one in forks:
-            one.close()
+            with suppress(ChildProcessError):  # where the system was told to forget them
+                os.waitpid(one.pid, 0)
 
 
 def fork(work: Callable[[int], Any], without: Sequence[Tensor] = ()) -> Fork:

@@ -21,8 +21,6 @@ from sigexp.problem import Batch, Problem, Split
 from sigexp.trust import targets
 
 T = TypeVar("T")
-AHEAD = "ahead"  # key of a function: what the ends of runs share and training has no part in, by key
-REFERENCES = "references"  # key of what references give on test data, by name
 MOST_BYTES = 200_000_000  # of validation and test examples that are kept
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sigexp.forms import Convolution, same_extent
+from sigexp.bounds import Convolution, same_extent
 from sigexp.layers.chain import chain
 from sigexp.problem import Batch
 from sigexp.signal import least_squares
