@@ -28,12 +28,15 @@ LOSSES = ("train_loss", "valid_loss", "valid")
 
 
 def sweep(outputs: Path, launcher: str, words: list[str], cache: Path | None = None) -> float:
-    """The seconds that a sweep takes; cache: other than its own."""
+    """The seconds that a sweep takes; cache: other than its own. Raises SystemExit with what a failing one says."""
     command = [sys.executable, "-m", "sigexp", "-m", *words, f"outputs={outputs}", *LAUNCHERS[launcher]]
     environment = {**os.environ, "SIGEXP_DATA": str(cache or outputs / "cache")}
     began = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    return time.perf_counter() - began
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, text=True)
+    seconds = time.perf_counter() - began
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return seconds
 
 
 def results(outputs: Path) -> dict[tuple[float, int], Path]:

@@ -111,6 +111,14 @@ def test_a_conf_in_the_folder_of_a_run_is_not_the_users(workdir, monkeypatch):
     assert catalog.user_conf() is None
 
 
+def test_a_conf_in_a_checkout_is_not_the_users(workdir):
+    """Of a sigexp that is installed elsewhere, whose own claims it would repeat."""
+    (workdir / "conf").mkdir()
+    (workdir / "src/sigexp").mkdir(parents=True)
+    (workdir / "src/sigexp/catalog.py").touch()
+    assert catalog.user_conf() is None
+
+
 def test_a_file_beside_the_user_hides_no_package(workdir):
     runs.write(workdir / "run", runs.result("linear", {"mse": 0.1}))
     (workdir / "yaml.py").write_text("open('PWNED', 'w')")

@@ -27,12 +27,12 @@ def conf_dir() -> Path:
 
 
 def user_conf() -> Path | None:
-    """`./conf` of the working directory, where it is not the packaged one itself.
+    """`./conf` of the working directory, where it is the user's, and not sigexp's: of a checkout, installed or not.
 
-    In the folder of a run it is not the user's: it came with the run, and would let in what it names itself.
+    In the folder of a run it is not the user's either: it came with the run, and would let in what it names itself.
     """
     conf = Path.cwd() / "conf"
-    if not conf.is_dir() or conf.resolve() == conf_dir().resolve():
+    if not conf.is_dir() or conf.resolve() == conf_dir().resolve() or (conf.parent / "src/sigexp/catalog.py").is_file():
         return None
     from sigexp.track.record import is_run
 
