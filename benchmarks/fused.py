@@ -32,10 +32,12 @@ def sweep(outputs: Path, launcher: str, words: list[str], cache: Path | None = N
     command = [sys.executable, "-m", "sigexp", "-m", *words, f"outputs={outputs}", *LAUNCHERS[launcher]]
     environment = {**os.environ, "SIGEXP_DATA": str(cache or outputs / "cache")}
     began = time.perf_counter()
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, text=True)
-    seconds = time.perf_counter() - began
-    if done.returncode:
-        raise SystemExit(done.stderr)
+    with tempfile.TemporaryFile("w+") as said:
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=said, env=environment)
+        seconds = time.perf_counter() - began
+        if done.returncode:
+            said.seek(0)
+            raise SystemExit(said.read())
     return seconds
 
 

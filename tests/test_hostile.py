@@ -115,7 +115,7 @@ def test_a_conf_in_a_checkout_is_not_the_users(workdir):
     """Of a sigexp that is installed elsewhere, whose own claims it would repeat."""
     (workdir / "conf").mkdir()
     (workdir / "src/sigexp").mkdir(parents=True)
-    (workdir / "src/sigexp/catalog.py").touch()
+    (workdir / "src/sigexp" / Path(catalog.__file__).name).touch()
     assert catalog.user_conf() is None
 
 

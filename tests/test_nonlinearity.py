@@ -167,5 +167,21 @@ def test_libraries_that_a_model_cannot_need_are_not_waited_for():
     layers, across, lstm = compiling.LAYERS, compiling.ACROSS, compiling.LSTM
     assert compiling.parts_of(conv, 64 * 64) == compiling.parts_of(nn.Linear(784, 784), 784) == [layers]
     assert compiling.parts_of(conv, 28 * 28) == [layers, across]
+    assert compiling.parts_of(nn.Sequential(nn.AvgPool2d(2), conv), 64 * 64) == [layers, across]
     assert compiling.parts_of(nn.Sequential(conv, nn.ReLU(), another), 64 * 64) == [layers, across]
     assert compiling.parts_of(nn.LSTM(3, 4), 90) == [layers, lstm]
+
+
+def test_which_convolutions_can_go_across_is_as_it_is_in_c():
+    if (library := compiling.kernel()) is None:
+        pytest.skip("there is no C compiler")
+
+    def across(taps: int, pixels: int) -> bool:
+        size = (1, pixels)
+        layer = native._convolution(True, 16, torch.empty(2, 1, 1, 1, taps), size, size, (0, 0), (1, 1))
+        layer.nonlinearity = 1
+        return bool(library.across_takes(layer))
+
+    assert across(compiling.SOME_TAPS, compiling.FEW_PIXELS)
+    assert not across(compiling.SOME_TAPS - 1, compiling.FEW_PIXELS)
+    assert not across(compiling.SOME_TAPS, compiling.FEW_PIXELS + 1)

@@ -7,7 +7,6 @@ Axes: P members, B examples, C channels, H W pixels, T samples.
 """
 
 import copy
-import ctypes
 import itertools
 import zlib
 from collections import Counter
@@ -398,7 +397,8 @@ def test_the_compiled_convolution_across_examples_is_conv2d(geometry, shared, ex
             shared, examples, torch.empty(3, *channels[::-1], *geometry.kernel), size, geometry.extent(size),
             geometry.padding, geometry.dilation,
         )  # fmt: skip
-        assert library.across_takes(ctypes.byref(layer)), "this tests the other way"
+        assert native._across_library(library, layer) is compiling.kernel(compiling.ACROSS), "this tests the other way"
+        assert compiling.kernel(compiling.ACROSS) is not None
         assert_compiled_equals_conv2d(geometry, size, channels, shared, examples)
 
 

@@ -169,6 +169,7 @@ def test_each_part_is_compiled_when_it_is_asked_for(compiled, fresh, tmp_path: P
     assert compiling.takes(torch.ones(1))
     assert [path.name.split("-")[1] for path in tmp_path.iterdir()] == [compiling.LAYERS]
     assert compiling.takes(torch.ones(1), part=compiling.LSTM)
+    assert compiling.takes(torch.ones(1), part=compiling.ACROSS)
     assert sorted(path.name.split("-")[1] for path in tmp_path.iterdir()) == sorted(building.SOURCES)
 
 

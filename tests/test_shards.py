@@ -159,7 +159,7 @@ def test_a_slow_second_of_the_machine_does_not_decide_a_race(monkeypatch):
 
     def time(self, plan, rows, length):
         timed.append(plan)
-        return 5.0 if plan.way == "one by one" else 10.0 if timed.count(plan) > 1 else 1.0
+        return 5.0 if plan.way == "one by one" else 10.0 if timed.count(plan) > 1 else 2.0
 
     monkeypatch.setattr(calibration.Race, "_time", time)
     assert raced(lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 1, 1))).plan.way == "together"

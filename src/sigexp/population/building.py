@@ -71,7 +71,7 @@ def built(part: str, nice: int = 0) -> Path:
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(path.parent):
+    with _alone(sources[0]):
         if not path.exists():  # else another process has compiled it meanwhile
             for left in path.parent.glob(f"{UNFINISHED}*"):  # by a process that was killed
                 with suppress(OSError):
@@ -124,15 +124,17 @@ def _end_all() -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, so that of many runs that start together one compiles and the others wait. The system
-    lets go of it however the process ends; a file system without locks grants it to everybody."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _alone(source: Path) -> Iterator[None]:
+    """Hold the lock of a part's first source, so that of many runs that start together one compiles and the others
+    wait. The system lets go of it however the process ends; a file system without locks grants it to everybody."""
+    descriptor = os.open(source, os.O_RDONLY)
     try:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing it would leave it to a fork that has it too
         os.close(descriptor)
 
 

@@ -1,7 +1,7 @@
 """Layers of populations in C, as ctypes knows them (building.py compiles them).
 
-Where there is no compiler, or anything else fails, `kernel()` gives None, says so once in the log, and torch does the
-work. SIGEXP_NATIVE=0 has the same effect.
+Where there is no compiler, or anything else fails, `kernel()` gives None, says so in the log, once for each part, and
+torch or another part does the work. SIGEXP_NATIVE=0 has the same effect.
 """
 
 import ctypes
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sigexp.layers.chain import chain
 from sigexp.population.building import ACROSS, LAYERS, LSTM, built
 
 log = logging.getLogger("sigexp")
@@ -124,14 +125,14 @@ def kernel(part: str = LAYERS) -> ctypes.CDLL | None:
             function.restype, function.argtypes = result, arguments
         return library
     except (OSError, ValueError, RuntimeError, AttributeError, subprocess.SubprocessError) as reason:
-        log.info("training goes on without compiled kernels: %s", " ".join(str(reason).split())[:200])
+        log.info("training goes on without compiled kernels (%s): %s", part, " ".join(str(reason).split())[:200])
         return None
 
 
 def parts_of(model: nn.Module, pixels: int) -> list[str]:
     """Which parts a model may need, whose inputs have so many pixels or samples."""
-    taps = [math.prod(m.kernel_size) for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d)]
-    across = any(n >= SOME_TAPS for n in taps) and (pixels <= FEW_PIXELS or len(taps) > 1)
+    large = pixels > FEW_PIXELS and len(chain(model)) == 1 and isinstance(chain(model)[0], nn.Conv1d | nn.Conv2d)
+    across = not large and any(p.ndim > 2 and math.prod(p.shape[2:]) >= SOME_TAPS for p in model.parameters())
     return [LAYERS, *[ACROSS] * across, *[LSTM] * any(isinstance(module, nn.LSTM) for module in model.modules())]
 
 

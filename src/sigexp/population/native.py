@@ -119,6 +119,8 @@ class DirectConvolution(torch.autograd.Function):
         forward, ctx.way_back = library.convolution_forward, library.convolution_backward
         if across := _across_library(library, ctx.shape):
             forward, ctx.way_back = across.across_forward, across.across_backward
+        elif nonlinearity or ctx.shape.from_across:
+            raise ValueError("this convolution does not go across the examples: see `goes_across`")
         in_threads(lambda first, last: forward(ctx.shape, first, last, *pointers), members)
         return out
 

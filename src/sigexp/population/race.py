@@ -33,6 +33,7 @@ MANY_ROWS = 1000  # of a product, above which their number changes its speed lit
 LEAST = 32  # examples of the minibatches that are timed: after a few, the update would count for more than it is
 FEW = 4  # members of a large model that are timed together
 EQUAL = 0.95  # of the best rate, above which candidates are equal
+NOT_LOST = 0.25  # of the best rate, above which a slow second may have made the difference
 CLOSE, ROUNDS = 0.8, 3  # of the best rate, above which candidates run that many times again, in turns
 PADDING_SHARE = 0.1  # of the race's seconds, below which members of different batch sizes are timed in any case
 LAPS = 4  # minibatches of the members of different batch sizes that are timed
@@ -216,10 +217,9 @@ class Race:
         rows, length = self._extent(plan, members)
         if self.best[0] and self._left() < 2 * rows * length / self.best[0]:
             return
-        rate = max(self._time(plan, rows, length), self.rates.get(str(plan), 0.0))
+        rate = self._time(plan, rows, length)
         self.rates[str(plan)] = rate
-        if plan not in self.timed:
-            self.timed.append(plan)
+        self.timed.append(plan)
         if rate > self.best[0]:
             self.best = (rate, plan)
 
@@ -234,8 +234,15 @@ class Race:
     def _time_together_again(self, members: int) -> None:
         """Where members one by one lead, which they seldom do, a slow second of the machine's may have decided."""
         together = [plan for plan in self.timed if plan.way == "together"]
-        if together and self.best[1].way != "together":
-            self._enter(max(together, key=lambda plan: self.rates[str(plan)]), members)
+        if not together or self.best[1].way == "together":
+            return
+        plan = max(together, key=lambda plan: self.rates[str(plan)])
+        before, (rows, length) = self.rates[str(plan)], self._extent(plan, members)
+        if before < NOT_LOST * self.best[0] or self._left() < 2 * rows * length / before:
+            return
+        self.rates[str(plan)] = rate = max(before, self._time(plan, rows, length))
+        if rate > self.best[0]:
+            self.best = (rate, plan)
 
     def _decide_between_near_equals(self, members: int) -> None:
         """Other work on the machine may have slowed one of them down, so they take turns."""
