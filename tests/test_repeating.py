@@ -1,5 +1,9 @@
 """Passes that are repeated as their kernels: the same bits as without, and left alone where that cannot be."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -235,3 +239,16 @@ def test_planes_of_pixels(shape):
     planes.backward(upstream)
     assert torch.equal(lying.grad, upstream.permute(0, 3, 4, 2, 1))
     assert seen[0].stride() == x.stride()
+
+
+def test_training_imports_nothing_of_torchs_compiler():
+    """Which takes a second, in every process that trains; torch would for a mode that sees kernels, and for gradients
+    of other tensors than single numbers."""
+    code = (
+        "import sys; import test_repeating as t; from sigexp.population import repeating; "
+        "t.population(t.convolutions).step(t.images()); "
+        "assert repeating.Recording(lambda x: [x + 1], [t.torch.ones(3)]).kernels; "
+        "loaded = {'torch._dynamo', 'torch.fx.experimental.symbolic_shapes', 'sympy'} & set(sys.modules); "
+        "assert not loaded, loaded"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)

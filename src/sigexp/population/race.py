@@ -154,7 +154,7 @@ class Race:
         """A population of some members as they are now, that computes by `plan`."""
         rows = torch.arange(members) % len(self.population)
         trial = self.population.twin(plan)
-        trial.load_state(take(self.state, rows))
+        trial.load_state(self.state if members == len(self.population) else take(self.state, rows))
         trial.set_hparams({**trial.hparams, "batch_size": torch.full((members,), batch_size)})
         return trial
 

@@ -95,6 +95,11 @@ class Recording(TorchDispatchMode):
     All tensors of the call live as long as this does: each kernel writes where it wrote then.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """A hook of torch's, which would import its compiler to keep that away from here: a second in every process."""
+        return False
+
     def __init__(self, function: Function, inputs: Sequence[Tensor]) -> None:
         super().__init__()
         self.bytes = 0

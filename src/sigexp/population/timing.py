@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sigexp.population.gradients import gradients
+
 CLEAR = 0.85  # of the first candidate's time, below which another is clearly quicker
 ENOUGH = 0.05  # seconds of one run, above which its noise is small
 SHORT = 4  # times as many runs where they are short
@@ -44,7 +46,7 @@ def quickest(candidates: Mapping[str, Callable], arguments: tuple[Any, ...]) -> 
         out = result[0] if isinstance(result, tuple) else result
         learned = [a for a in own if isinstance(a, Tensor) and a.requires_grad]
         if learned:
-            torch.autograd.grad(out, learned, torch.ones_like(out))
+            gradients(out, learned, torch.ones_like(out))
 
     first, times = next(iter(candidates)), dict[str, float]()
     for name, one in candidates.items():  # the first run of all loads libraries, whose time is not the candidate's

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from sigexp.population.blocks import join
 from sigexp.population.convolution import Kernels
+from sigexp.population.gradients import gradients
 from sigexp.population.repeating import Repeating, repeatable
 from sigexp.population.rules import RULES, Stacked
 from sigexp.population.single import single_pass
@@ -83,8 +84,7 @@ class Together:
         own = weights.ndim == 2
         losses = self._over_members({**state, **leaves}, batch, lambda out, targets: self.loss(out, targets), own)
         upstream = weights.to(losses) if own else weights.to(losses)[:, None].expand_as(losses)
-        gradients = torch.autograd.grad(losses, list(leaves.values()), upstream, allow_unused=True)
-        return [losses.detach(), *gradients]
+        return [losses.detach(), *gradients(losses, list(leaves.values()), upstream)]
 
     def outputs(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Outputs of all members in evaluation mode, without gradients: [P, B, ...]."""
