@@ -74,7 +74,7 @@ class Keeper:
     def pause(self, loop: SearchLoop, begins: bool, request: Request, calibration: Calibration, board: Board) -> None:
         """Between two steps: save where that is due, and end where a signal asked for it."""
         ended = loop.now.stopped is not None
-        if request or ended or self.checkpoints.due(begins):
+        if request or ended or (loop.now.seen() and self.checkpoints.due(begins)):  # the config has what comes before
             if request:
                 board.catch_up()
             now = loop.saved()
