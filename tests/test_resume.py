@@ -111,6 +111,29 @@ def test_a_search_goes_on_from_every_pause_bit_for_bit(make, plan):
     taken_up_everywhere(make, plan)
 
 
+@pytest.mark.parametrize("inside", [False, True], ids=["rounds", "inside them"])
+def test_what_is_learned_is_saved_and_nothing_before(inside, workdir, monkeypatch):
+    """When rounds begin, unless that took long; inside long ones; and at the end."""
+    saved, real = [], Checkpoints.save
+
+    def save(self, tensors, data):
+        saved.append((data["number"], data["done"], data["stopped"]))
+        real(self, tensors, data)
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    monkeypatch.setattr("sigexp.track.checkpoint.SHARE", -1.0 if inside else 1.0)
+    monkeypatch.setattr("sigexp.track.checkpoint.EVERY_S", 0.0 if inside else 1e9)
+    assert main([*TINY, "search.round_samples=400", "search.initial_samples=400", "search.max_samples=3600"]) == 0
+    *before, (rounds, _, stopped) = saved
+    assert stopped == "budget"
+    if inside:
+        assert [number for number, done, _ in before if done][:2] == [0, 0], "steps of the first round"
+        assert all(done for _, done, _ in before)
+    else:
+        assert [number for number, done, _ in before] == [*range(1, rounds)], "all but the first round's beginning"
+        assert not any(done for _, done, _ in before)
+
+
 @pytest.mark.parametrize(
     "kind",
     [

@@ -45,8 +45,8 @@ def quickest(candidates: Mapping[str, Callable], arguments: tuple[Any, ...]) -> 
         result = function(*own)
         out = result[0] if isinstance(result, tuple) else result
         learned = [a for a in own if isinstance(a, Tensor) and a.requires_grad]
-        if learned:
-            gradients(out, learned, torch.ones_like(out))
+        if learned and any(g is None for g in gradients(out, learned, torch.ones_like(out))):
+            raise RuntimeError(f"{function} loses what it depends on")
 
     first, times = next(iter(candidates)), dict[str, float]()
     for name, one in candidates.items():  # the first run of all loads libraries, whose time is not the candidate's

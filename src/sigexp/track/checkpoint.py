@@ -46,7 +46,8 @@ class Checkpoints:
 
     def __init__(self, run: Path) -> None:
         self.run, self.folder = run, run / "checkpoints"
-        self.began, self.last, self.spent = clock.seconds(), time.perf_counter(), 0.0
+        self.began, self.spent = clock.seconds(), 0.0
+        self.last: float | None = None  # when one was saved, or when that was first asked for
         self.number = max((int(path.stem) for path in self._found()), default=0)
 
     def _found(self) -> list[Path]:
@@ -56,6 +57,7 @@ class Checkpoints:
 
     def due(self, round_begins: bool) -> bool:
         """Whether to save now: when a round begins, unless that has cost too much time so far, and inside long ones."""
+        self.last = self.last or time.perf_counter()
         if round_begins:
             return self.spent <= SHARE * (clock.seconds() - self.began)
         return time.perf_counter() - self.last >= EVERY_S
