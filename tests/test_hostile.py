@@ -111,12 +111,15 @@ def test_a_conf_in_the_folder_of_a_run_is_not_the_users(workdir, monkeypatch):
     assert catalog.user_conf() is None
 
 
-def test_a_conf_in_a_checkout_is_not_the_users(workdir):
+def test_a_conf_in_a_checkout_is_not_the_users(workdir, capsys):
     """Of a sigexp that is installed elsewhere, whose own claims it would repeat."""
     (workdir / "conf").mkdir()
     (workdir / "src/sigexp").mkdir(parents=True)
+    assert not catalog.unused_conf()
     (workdir / "src/sigexp" / Path(catalog.__file__).name).touch()
     assert catalog.user_conf() is None
+    assert main(["experiment=mine"]) == 2
+    assert "no such experiment (./conf here is a checkout's or a run's, and not used)" in capsys.readouterr().err
 
 
 def test_a_file_beside_the_user_hides_no_package(workdir):

@@ -151,16 +151,16 @@ def test_what_is_said_again_on_the_command_line_is_the_users(composed):
 
 
 def test_trust_widens_by_prefix_to_what_is_defined_there(workdir, monkeypatch):
-    (workdir / "my_models.py").write_text(
+    (workdir / "trusted_models.py").write_text(
         "from os import system\nfrom sigexp.models.filters import linear\ndef own(): ...\n"
     )
     monkeypatch.syspath_prepend(str(workdir))
-    for target in ("my_models.own", "my_modelsx.own"):
+    for target in ("trusted_models.own", "trusted_modelsx.own"):
         with pytest.raises(ValueError, match="neither"):
-            trust.check_targets([target], ("model",), ("my_model",), "x")
-    trust.check_targets(["my_models.own"], ("model",), ("my_models",), "x")
+            trust.check_targets([target], ("model",), ("trusted_model",), "x")
+    trust.check_targets(["trusted_models.own"], ("model",), ("trusted_models",), "x")
     with pytest.raises(ValueError, match="system"):
-        trust.check_targets(["my_models.system"], ("model",), ("my_models",), "x")
+        trust.check_targets(["trusted_models.system"], ("model",), ("trusted_models",), "x")
     trust.check_targets(["torch.nn.Conv2d", "sigexp.models.filters.linear"], ("model",), (), "x")
     with pytest.raises(ValueError, match="Conv2d"):
         trust.check_targets(["torch.nn.Conv2d"], ("dataset",), (), "x")

@@ -39,6 +39,12 @@ def user_conf() -> Path | None:
     return None if is_run(conf.parent) else conf
 
 
+def unused_conf() -> bool:
+    """Whether there is a `./conf` that is neither the user's nor the packaged one, so that nothing in it is found."""
+    conf = Path.cwd() / "conf"
+    return conf.is_dir() and user_conf() is None and conf.resolve() != conf_dir().resolve()
+
+
 def choices(group: str) -> list[Choice]:
     """The choices of a config group, sorted by name; the packaged ones come before the user's of the same name."""
     found: dict[str, Choice] = {}

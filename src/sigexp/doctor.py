@@ -215,10 +215,9 @@ def data() -> Lines:
 
     yield "conf", "ok", f"{catalog.conf_dir()}: {len(catalog.choices('experiment'))} experiments"
     own = catalog.user_conf()
-    here = Path("conf")
-    other = "a checkout's or a run's, which this sigexp does not use" if here.is_dir() else ""
-    packaged = "the packaged one is this folder's" if here.resolve() == catalog.conf_dir().resolve() else other
-    yield "./conf", "ok" if own else "none", str(own or packaged or "none here; it would extend the packaged one")
+    packaged = "the packaged one is this folder's" if Path("conf").is_dir() else ""
+    other = "a checkout's or a run's, which this sigexp does not use" if catalog.unused_conf() else packaged
+    yield "./conf", "ok" if own else "none", str(own or other or "none here; it would extend the packaged one")
     for name, remotes in REMOTES.items():
         folder = machine.cache_dir() / name
         digits = all(find_digit_file(folder, stem) for stem in DIGIT_FILES)

@@ -18,7 +18,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from sigexp.catalog import user_conf
+from sigexp.catalog import unused_conf
 from sigexp.config import ConfigError
 from sigexp.fields import did_you_mean, setting_meant
 
@@ -96,8 +96,9 @@ def _missing_choice(error: MissingConfigException) -> str:
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
     if not group:
         return first_lines(error)
-    other = " (this folder's ./conf is not the user's)" if Path("conf").is_dir() else " (no ./conf in this folder)"
-    own = "" if user_conf() else other
+    own = "" if Path("conf").is_dir() else " (no ./conf in this folder)"
+    if unused_conf():
+        own = " (./conf here is a checkout's or a run's, and not used)"
     return f"{group}={name}: no such {group}{own}{did_you_mean(name, error.options or [])}"
 
 

@@ -131,8 +131,9 @@ def kernel(part: str = LAYERS) -> ctypes.CDLL | None:
 
 def parts_of(model: nn.Module, pixels: int) -> list[str]:
     """Which parts a model may need, whose inputs have so many pixels or samples."""
-    large = pixels > FEW_PIXELS and len(chain(model)) == 1 and isinstance(chain(model)[0], nn.Conv1d | nn.Conv2d)
-    across = not large and any(p.ndim > 2 and math.prod(p.shape[2:]) >= SOME_TAPS for p in model.parameters())
+    layers = chain(model)
+    one_large = pixels > FEW_PIXELS and len(layers) == 1 and isinstance(layers[0], nn.Conv1d | nn.Conv2d)
+    across = not one_large and any(p.ndim > 2 and math.prod(p.shape[2:]) >= SOME_TAPS for p in model.parameters())
     return [LAYERS, *[ACROSS] * across, *[LSTM] * any(isinstance(module, nn.LSTM) for module in model.modules())]
 
 
