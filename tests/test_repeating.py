@@ -211,7 +211,7 @@ def test_the_recordings_that_were_used_last_are_kept(monkeypatch):
     def function(x):
         return [x * 2 + 1]
 
-    monkeypatch.setattr(repeating, "MOST_BYTES", bytes_of(1000) + bytes_of(1002))
+    monkeypatch.setattr(Recording, "most_bytes", bytes_of(1000) + bytes_of(1002))
     again = Repeating()
     for size in (1000, 1001, 1000, 1002, 10**6):
         for _ in range(CALLS + 1):

@@ -205,6 +205,7 @@ def summary(
         "member_samples_per_second": outcome.total_samples
         / max(outcome.train_seconds + trained.calibration.seconds, 1e-9),
         "peak_memory_bytes": max(machine.peak_memory_bytes(), trained.here_bytes) + trained.beside_bytes,
+        "peak_device_memory_bytes": machine.peak_device_memory_bytes(str(device)),
         "best": {
             "id": outcome.best.id,
             "round": outcome.best.round,

@@ -194,6 +194,15 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def peak_device_memory_bytes(device: str) -> int | None:
+    """The most memory of a card that this process's tensors have held at once; None for the processor's own."""
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    return int(torch.cuda.max_memory_allocated(device))
+
+
 def free_memory_bytes(device: str) -> int:
     """Memory that could be had on a device: of a card, or of the host within the limit of its container (cgroup v2)."""
     if device.startswith("cuda"):

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from sigexp.population import compiling, native
+from sigexp.population.lines import Flat
 from sigexp.population.optimizers import BETA2, EPSILON, SLOTS
-from sigexp.population.steps import LEARNING, AllAtOnce, Flat
+from sigexp.population.steps import LEARNING, AllAtOnce
 from sigexp.problem import Batch
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from sigexp.population.sending import sent
 from sigexp.problem import Batch, Problem
 
 
@@ -40,8 +41,8 @@ class Feed:
         index = self.indices(position, count)
         if self.size is None:
             inputs, targets = self.problem.sample("train", index)
-            return Batch(inputs.to(self.device), targets.to(self.device))
-        index = index.to(self.device)
+            return Batch(sent(inputs, self.device), sent(targets, self.device))
+        index = sent(index, self.device)
         return Batch(*(part.index_select(0, index) for part in self.data()))
 
     def indices(self, position: int, count: int) -> torch.Tensor:

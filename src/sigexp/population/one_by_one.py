@@ -35,19 +35,24 @@ class OneByOne:
     def _advance_member(self, p: int, size: int, batch: Batch) -> Tensor:
         losses: list[Tensor] = []
         alive = self.population.store["alive"]
-        if alive[p]:
+        watched = alive.device.type == "cpu"  # elsewhere to read a number is to wait for all that was begun
+        if not watched or alive[p]:
             stock = joined(self.waiting[p], batch)
             full = len(stock.inputs) // size
             for i in range(full):
                 here = slice(i * size, (i + 1) * size)
                 losses.append(self._update_one(p, Batch(stock.inputs[here], stock.targets[here])))
                 self.seen[p] += size
-                if not losses[-1].isfinite():
+                if watched and not losses[-1].isfinite():
                     alive[p] = False
                     break
             rest = slice(full * size, None)
             self.waiting[p] = [Batch(stock.inputs[rest], stock.targets[rest])] if len(stock.inputs) % size else []
-        return torch.stack(losses) if losses else torch.empty(0, device=self.population.device)
+        found = torch.stack(losses) if losses else torch.empty(0, device=alive.device)
+        if not watched and losses:
+            finite = found.isfinite().cumprod(0).bool() & alive[p]
+            found, alive[p] = torch.where(finite, found, torch.nan), finite[-1]
+        return found
 
     def _update_one(self, p: int, batch: Batch) -> Tensor:
         population = self.population

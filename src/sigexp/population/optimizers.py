@@ -14,6 +14,7 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from sigexp.population import native
+from sigexp.population.sending import sent
 
 SLOTS: Mapping[str, tuple[str, ...]] = {  # state tensors, shaped like the parameter, of each optimizer
     "sgd": ("momentum_buffer",),
@@ -54,7 +55,8 @@ def update(
 ) -> None:
     """Update `params` and `slots` in place with the gradients of one minibatch each.
 
-    hparams: lr, weight_decay and momentum, which is Adam's beta1. step: updates so far, [P], counted up here.
+    hparams: lr, weight_decay and momentum, which is Adam's beta1; on the CPU, or of small models with the parameters.
+    step: updates so far, [P], counted up here.
     """
     if max(param[0].numel() for param in params) >= LARGE:
         for p in range(len(step)):
@@ -63,9 +65,10 @@ def update(
             update_one(name, [t[p] for t in params], [t[p] for t in grads], of_member, step[p], **values)
         return
     step += 1
+    there = [sent(hparams[key], step.device) for key in ("lr", "momentum", "weight_decay")]
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         column = (-1, *[1] * (param.ndim - 1))
-        lr, momentum, decay = (hparams[k].to(param).view(column) for k in ("lr", "momentum", "weight_decay"))
+        lr, momentum, decay = (value.to(param).view(column) for value in there)
         own = {slot: tensors[i] for slot, tensors in slots.items()}
         if name in ("sgd", "nesterov"):
             grad = torch.addcmul(grad, param, decay)

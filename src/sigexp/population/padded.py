@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sigexp.population import compiling
-from sigexp.population.steps import AllAtOnce, Flat, joined, smaller_passes, waiting
+from sigexp.population.lines import Flat
+from sigexp.population.sending import sent
+from sigexp.population.steps import AllAtOnce, joined, smaller_passes, waiting
 from sigexp.problem import Batch
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Padded(AllAtOnce):
     def __init__(self, population: "Population", flat: Flat | None, seen: int = 0) -> None:
         super().__init__(population, flat, seen)
         self.taken = [0] * len(self.sizes)
+        self.masks = True
         most = population.plan.slice
         self.longest = most or -(-min(self.sizes) // LONG) * LONG  # examples in one pass
 
@@ -52,9 +54,10 @@ class Padded(AllAtOnce):
         population = self.population
         width, grain = max(self.sizes[p] for p in due), min(GRAIN, self.longest)
         same = len(due) == len(self.sizes) and len({*zip(self.sizes, self.taken, strict=True)}) == 1
-        place = torch.arange(width if same else -(-width // grain) * grain, device=population.device)
-        lengths = torch.tensor([size if p in due else 0 for p, size in enumerate(self.sizes)], device=population.device)
-        begin = torch.tensor(self.taken, device=population.device)
+        device = population.device
+        place = torch.arange(width if same else -(-width // grain) * grain, device=device)
+        lengths = sent([size if p in due else 0 for p, size in enumerate(self.sizes)], device)
+        begin = sent(self.taken, device)
         index = (begin[:, None] + place).clamp_(max=len(stock.inputs) - 1)
         weights = torch.where(place < lengths[:, None], self.weights[:, None], 0)
         first = 0
@@ -62,7 +65,7 @@ class Padded(AllAtOnce):
             here = slice(first, first + self.longest)
             some = [p for p in due if self.sizes[p] > first]
             everyone = population.buffers or len(some) == len(self.sizes)
-            rows = slice(None) if everyone else torch.tensor(some, device=population.device)
+            rows = slice(None) if everyone else sent(some, device)
             try:
                 if same:
                     self._accumulate(Batch(*(part[index[0, here]] for part in stock)))
@@ -94,37 +97,16 @@ class Padded(AllAtOnce):
 
     def _update(self, due: list[int]) -> Tensor:
         """As `AllAtOnce._update`. Nothing is left for a later pass: every minibatch was whole."""
-        flat = None if self.unused or len(due) == len(self.sizes) else self.flat
-        if flat is None or compiling.takes(flat.tensors["params"]):
-            losses = super()._update(due)
-        else:
-            losses = self._update_some(due)
+        losses = super()._update(due)
         self.gradients, self.losses = None, torch.zeros_like(self.losses)
         return losses
 
-    def _update_some(self, due: list[int]) -> Tensor:
-        """Update all and put back those whose turn it was not: a few operations, as for all."""
-        assert self.flat is not None
-        store, tensors = self.population.store, self.flat.tensors
-        before = {kind: line.clone() for kind, line in tensors.items()}
-        step, alive = store["step"].clone(), store["alive"].clone()
-        losses = self._update_everyone(self.flat)
-        chosen = torch.tensor(due, device=losses.device)
-        turn = torch.zeros_like(alive)
-        turn[chosen] = True
-        theirs = turn[self.flat.owner]
-        for kind, line in tensors.items():
-            line.copy_(torch.where(theirs, line, before[kind]))
-        store["step"].copy_(torch.where(turn, store["step"], step))
-        store["alive"].copy_(torch.where(turn, store["alive"], alive))
-        return losses[chosen]
-
     def scale(self) -> float | Tensor:
-        """The schedule's factor where each member's minibatch began: [P], or one number for all."""
+        """The schedule's factor where each member's minibatch began: [P] on the CPU, or one number for all."""
         schedule = self.population.schedule
         if schedule.name == "constant":
             return 1.0
-        return torch.tensor([schedule.at(self.seen + taken) for taken in self.taken], device=self.population.device)
+        return torch.tensor([schedule.at(self.seen + taken) for taken in self.taken])
 
     def unfinished(self) -> dict[str, Tensor]:
         if not self.seen and not self.waiting:

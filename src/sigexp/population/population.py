@@ -21,13 +21,16 @@ from sigexp.population import compiling
 from sigexp.population.convolution import Kernels
 from sigexp.population.descent import Descent
 from sigexp.population.feed import Feed
+from sigexp.population.lines import Flat
 from sigexp.population.moments import Moments
 from sigexp.population.one_by_one import OneByOne
 from sigexp.population.optimizers import SLOTS, Schedule
 from sigexp.population.padded import Padded
 from sigexp.population.plan import Plan
+from sigexp.population.repeating import Repeating
+from sigexp.population.sending import sent
 from sigexp.population.state import HPARAMS, Snapshot, State, module_of, take
-from sigexp.population.steps import AllAtOnce, Flat
+from sigexp.population.steps import AllAtOnce
 from sigexp.population.together import Together
 from sigexp.problem import Batch, PerExample
 
@@ -70,6 +73,7 @@ class Population:
         self.table: Tensor | None = None  # of `moments`, of the training set
         self._members: list[nn.Module] = []
         self.store: State = {}
+        self.updates = Repeating()
         self.together = Together(self.template, self.full_precision(loss), Kernels(dict(self.plan.kernels)))
         self.load_state(self._initial(members, hparams))
 
@@ -136,14 +140,16 @@ class Population:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Become the members of `state`; their number may differ from before."""
         # In the model's order, on which the layers rely, whatever file the state comes from.
-        self.store = {name: self._laid_out(state[name]) for name in self.store or state}
+        self.store = {name: self._laid_out(name, state[name]) for name in self.store or state}
         self._flat = Flat.of(self.store, SLOTS[self.optimizer]) if self.plan.way != "one by one" else None
         self.params, self.buffers = self._named("params"), self._named("buffers")
         self._members = []
         self.drop_pending()
 
-    def _laid_out(self, tensor: Tensor) -> Tensor:
-        """A copy, kernels [P, C_out, C_in, h, w] with the input channels innermost where that is asked for."""
+    def _laid_out(self, name: str, tensor: Tensor) -> Tensor:
+        """A copy on the device, kernels [P, C_out, C_in, h, w] with the input channels innermost where that is asked
+        for. Hyperparameters are for the host."""
+        tensor = tensor if name.startswith("hparams/") else tensor.to(self.device)
         if self.plan.channels_last and tensor.ndim == 5:
             return tensor.permute(0, 1, 3, 4, 2).clone(memory_format=torch.contiguous_format).permute(0, 1, 4, 2, 3)
         return tensor.clone(memory_format=torch.contiguous_format)
@@ -177,7 +183,7 @@ class Population:
         if self.plan.way != "moments":
             return feed.take(position, count)
         self.statistics(feed)
-        index = feed.indices(position, count).to(self.device)
+        index = sent(feed.indices(position, count), self.device)
         return Batch(index, index)
 
     def statistics(self, feed: Feed) -> Batch:
@@ -207,7 +213,7 @@ class Population:
         Examples that do not fill a member's minibatch wait for the next call (until `drop_pending`). Returns each
         member's losses, averaged over the minibatches it made in this call: [P], NaN where it made none.
         """
-        none = torch.tensor(torch.nan, device=self.device)
+        none = torch.full((), torch.nan, device=self.device)
         return torch.stack([loss.mean() if len(loss) else none for loss in self.minibatch_losses(batch)])
 
     def minibatch_losses(self, batch: Batch) -> list[Tensor]:

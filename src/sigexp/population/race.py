@@ -330,7 +330,7 @@ class Race:
         plan = Plan(way="moments", threads=self.wanted.threads)
         trial = self._trial(plan, self.wanted.members, self.size)
         trial.moments, trial.table = moments, table
-        index = torch.arange(self.size) % len(table)
+        index = torch.arange(self.size, device=table.device) % len(table)
         seconds = least_seconds(lambda: trial.minibatch_losses(Batch(index, index)), self.population.device, most=5)
         rate = self.wanted.members * self.size / seconds
         self.rates[str(plan)] = rate

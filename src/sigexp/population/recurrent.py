@@ -94,7 +94,7 @@ class Scan(torch.autograd.Function):
         S, C = X.new_empty(T, Q, G, B), X.new_empty(T + 1, Q, H, B)  # gates after the sigmoid; cells
         C[0] = 0
         N, K, L = (X.new_empty(T, Q, H, B) for _ in range(3))  # 2 g; sigmoid(2 c); tanh(c) / 2; C holds 2 c
-        minus_two, minus_half = X.new_tensor(-2.0), X.new_tensor(-0.5)
+        minus_two, minus_half = X.new_full((), -2.0), X.new_full((), -0.5)
         i, f, g, o = (gate.unbind() for gate in S.split(H, 2))
         s, u, c, n, k, half, h = (a.unbind() for a in (S, U, C, N, K, L, U[1:, :, J:]))
         for t in range(T):

@@ -2,9 +2,9 @@
 
 What Python, vmap and autograd do between two kernels is the same for every minibatch of a shape, and in small models
 takes longer than the kernels. A `Repeating` records the kernels of one call, with the memory that they work on, and
-from then on runs nothing else: what a CUDA graph is to a GPU. The bits of the results are the same, which is looked at
-before a recording is used. What cannot be repeated that way (random numbers, a choice that depends on data, code that
-is not torch's or sigexp's) is computed as before.
+from then on runs nothing else; on a CUDA device a graph does that (capturing.py). The bits of the results are the same,
+which is looked at before a recording is used. What cannot be repeated that way (random numbers, a choice that depends
+on data, code that is not torch's or sigexp's) is computed as before.
 """
 
 import time
@@ -18,21 +18,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sigexp.population import native
+from sigexp.population.capturing import Captured, written
 
 Function = Callable[..., Sequence[Tensor | None]]
 CALLS = 3  # of a shape before it is recorded
 LONGEST = 0.02  # seconds of a call, above which there is little to gain
-MOST_BYTES = 2**27  # that the recordings of a population may hold
 FACTORY = ("dtype", "layout", "device", "pin_memory")  # arguments that given results make up for
 KNOWN = ("torch", "sigexp")  # packages whose modules do the same at every call
 
 
 class Repeating:
-    """Calls of functions of tensors on the CPU without side effects, often with the same shapes."""
+    """Calls of functions of tensors on one device without side effects, often with the same shapes."""
 
     def __init__(self) -> None:
         self.calls: dict[Any, tuple[int, float]] = {}  # of a shape: how many, and the seconds of the quickest
-        self.recordings: dict[Any, Recording | None] = {}  # None where it cannot be; the one used last is the last
+        self.recordings: dict[Any, Recording | Captured | None] = {}  # None where it cannot be; last, the last used
 
     def __call__(self, function: Function, *inputs: Tensor) -> Sequence[Tensor | None]:
         """function(*inputs), which must depend on nothing else."""
@@ -44,18 +44,20 @@ class Repeating:
             return function(*inputs)
         count, least = self.calls.get(key, (0, float("inf")))
         if count == CALLS:
-            self.recordings[key] = self._record(function, inputs) if least < LONGEST else None
-            self._forget()
+            device = inputs[0].device.type
+            self.recordings[key] = self._record(function, inputs) if least < LONGEST or device != "cpu" else None
+            self._forget(KINDS[device].most_bytes)
         began = time.perf_counter()
         results = function(*inputs)
         self.calls[key] = count + 1, min(least, time.perf_counter() - began)
         return results
 
-    def _record(self, function: Function, inputs: Sequence[Tensor]) -> "Recording | None":
+    def _record(self, function: Function, inputs: Sequence[Tensor]) -> "Recording | Captured | None":
         """A recording that is quicker than the function, if there can be one."""
+        inputs = [tensor.clone() for tensor in inputs]
         try:
             with torch.random.fork_rng(devices=[]):
-                recording = Recording(function, inputs)
+                recording = KINDS[inputs[0].device.type](function, inputs)
             if recording.refused or not recording.proves_right():
                 return None
             times = [(_seconds(recording, inputs), _seconds(function, *inputs)) for _ in range(CALLS)]
@@ -63,13 +65,13 @@ class Repeating:
             return None
         return recording if min(one for one, _ in times) < min(other for _, other in times) else None
 
-    def _forget(self) -> None:
+    def _forget(self, most_bytes: int) -> None:
         """Make room by those that were not used for longest. They are not recorded again, or more shapes than there is
         room for would be recorded all the time."""
         taken = [(key, recording.bytes) for key, recording in self.recordings.items() if recording]
         total = sum(size for _, size in taken)
         for key, size in taken:
-            if total <= MOST_BYTES:
+            if total <= most_bytes:
                 break
             del self.recordings[key]
             total -= size
@@ -78,6 +80,8 @@ class Repeating:
 def _seconds(function: Callable, *arguments: Any) -> float:
     began = time.perf_counter()
     function(*arguments)
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return time.perf_counter() - began
 
 
@@ -94,6 +98,8 @@ class Recording(TorchDispatchMode):
 
     All tensors of the call live as long as this does: each kernel writes where it wrote then.
     """
+
+    most_bytes = 2**27  # that those of a population may hold
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -161,14 +167,14 @@ class Recording(TorchDispatchMode):
         elif function._schema.is_mutable:
             if not settled:
                 self.settled -= {_memory(tensor) for tensor in given}
-            if set(_changed(function, args, kwargs)) & {_memory(tensor) for tensor in self.inputs}:
+            if set(written(function, args, kwargs)) & {_memory(tensor) for tensor in self.inputs}:
                 self.refused = "it changes what it is given"
             self.kernels.append(partial(function._op, *_plain(args), **_plain(kwargs)))
         elif made and not {_memory(tensor) for tensor in made} <= {_memory(tensor) for tensor in given}:  # no views
             self.known |= {_memory(tensor) for tensor in made}
             self.written += [tensor.detach() for tensor in made]
             self.bytes += sum(tensor.untyped_storage().nbytes() for tensor in made)
-            if self.bytes > MOST_BYTES:
+            if self.bytes > self.most_bytes:
                 self.refused = "much memory"
             elif "empty" not in function._schema.name:
                 if settled:
@@ -178,13 +184,6 @@ class Recording(TorchDispatchMode):
 
 def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
-
-
-def _changed(function: Any, args: Any, kwargs: Any) -> list[int]:
-    """The memory that a function of torch's writes to among what it is given."""
-    named = {**dict(zip((argument.name for argument in function._schema.arguments), args, strict=False)), **kwargs}
-    writes = [a.name for a in function._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-    return [_memory(leaf) for name in writes for leaf in tree_leaves(named.get(name)) if isinstance(leaf, Tensor)]
 
 
 def _plain(values: Any) -> Any:
@@ -210,3 +209,6 @@ def _again(function: Any, args: Any, kwargs: Any, made: list[Tensor]) -> Callabl
             tensor.copy_(result)
 
     return copy
+
+
+KINDS: dict[str, type[Recording | Captured]] = {"cpu": Recording, "cuda": Captured}  # device -> what repeats there

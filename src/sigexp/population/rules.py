@@ -32,10 +32,11 @@ from sigexp.signal.quality import SquaredError, squared_error
 
 @dataclass(frozen=True)
 class Stacked:
-    """A tensor of P members, [P, ...], or one that they share."""
+    """A tensor of P members, [P, ...], or one that they share. zero: known to be, without reading it."""
 
     tensor: Tensor
     own: bool
+    zero: bool = False
 
     def members(self, count: int) -> Tensor:
         return self.tensor if self.own else self.tensor.expand(count, *self.tensor.shape)
@@ -204,7 +205,7 @@ def lstm(
     per_direction = 4 if has_bias else 2
     if batch_first is None or len(weights) != layers * (1 + bidirectional) * per_direction:
         raise RuntimeError("packed sequences and projections have no rule")
-    begins = any(state.tensor.any() for state in states)
+    begins = any(not state.zero and state.tensor.any() for state in states)
     if begins or (dropout and training and layers > 1) or not all(weight.own for weight in weights):
 
         def one(x, h, c, *weights):

@@ -19,8 +19,8 @@ def take(state: Mapping[str, Tensor], members: Tensor) -> State:
 
 
 def join(*states: Mapping[str, Tensor]) -> State:
-    """The members of several states as one."""
-    return {name: torch.cat([state[name] for state in states]) for name in states[0]}
+    """The members of several states as one, where the first is: those of a checkpoint come on the CPU."""
+    return {name: torch.cat([state[name].to(tensor.device) for state in states]) for name, tensor in states[0].items()}
 
 
 class Snapshot(NamedTuple):

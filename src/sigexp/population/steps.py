@@ -7,8 +7,9 @@ reference: in a cycle its tensors would outlive it.
 
 import logging
 import weakref
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,12 +17,14 @@ import torch
 from torch import Tensor
 
 from sigexp.population import compiling
-from sigexp.population.optimizers import LARGE, SLOTS, clipped, compiled_update, update
+from sigexp.population.lines import Flat, advance
+from sigexp.population.optimizers import SLOTS, clipped, compiled_update, update
+from sigexp.population.repeating import KINDS
+from sigexp.population.sending import sent
 from sigexp.problem import Batch
 
 if TYPE_CHECKING:
     from sigexp.population.population import Population
-    from sigexp.population.state import State
 
 log = logging.getLogger("sigexp")
 LEARNING = ("lr", "momentum", "weight_decay")
@@ -51,33 +54,6 @@ def smaller_passes(population: "Population", count: int, error: BaseException) -
     log.warning("out of memory: training goes on with %s", population.plan)
 
 
-@dataclass
-class Flat:
-    """All parameters of all members in one line, and the optimizer's state likewise; those in `State` are views of it.
-
-    tensors: params and slots -> [numbers]. owner: [numbers] int64, whose number it is.
-    """
-
-    tensors: dict[str, Tensor]
-    owner: Tensor
-
-    @classmethod
-    def of(cls, state: "State", slots: Collection[str]) -> "Flat | None":
-        """Replaces the tensors in `state` by views; None for large models, which gain nothing, and for mixed types."""
-        names = [name.removeprefix("params/") for name in state if name.startswith("params/")]
-        params = [state[f"params/{name}"] for name in names]
-        if sum(param[0].numel() for param in params) >= LARGE or len({param.dtype for param in params}) != 1:
-            return None
-        kinds = ("params", *slots)
-        tensors = {kind: torch.cat([state[f"{kind}/{name}"].flatten() for name in names]) for kind in kinds}
-        for kind, line in tensors.items():
-            for name, part in zip(names, line.split([param.numel() for param in params]), strict=True):
-                state[f"{kind}/{name}"] = part.view(state[f"{kind}/{name}"].shape)
-        count = len(params[0])
-        members = torch.arange(count, device=params[0].device)
-        return cls(tensors, torch.cat([members.repeat_interleave(param.numel() // count) for param in params]))
-
-
 class AllAtOnce:
     """One pass for all members. Gradients are summed over the passes that a member's minibatch takes."""
 
@@ -94,6 +70,9 @@ class AllAtOnce:
         self.unused: list[str] = []
         self.spread: dict[str, Tensor] = {}  # hyperparameters as the update takes them, made when first needed
         self.losses = torch.zeros(count, device=population.device)
+        self.updates = population.updates
+        # On a processor the members whose turn it is are quicker one by one.
+        self.masks = population.device.type != "cpu"
 
     def advance(self, batch: Batch) -> list[Tensor]:
         """Passes of as many examples as all members can take before one of them has filled its minibatch."""
@@ -175,15 +154,15 @@ class AllAtOnce:
         population, everyone = self.population, len(due) == len(self.sizes)
         if self.flat and not self.unused and compiling.takes(self.flat.tensors["params"]):
             losses = self._update_compiled(self.flat, due)
-        elif self.flat and not self.unused and everyone:
-            losses = self._update_everyone(self.flat)
+        elif self.flat and not self.unused and (everyone or self.masks):
+            losses = self._update_in_line(self.flat, due)
         else:
             losses = self._update_by_parameters(due)
         if everyone:
             self.gradients = None
             self.losses = torch.zeros_like(self.losses)
             return losses
-        chosen = torch.tensor(due, device=population.device)
+        chosen = sent(due, population.device)
         for grad in self.gradients:
             grad[chosen] = 0
         self.losses[chosen] = 0
@@ -195,7 +174,7 @@ class AllAtOnce:
         population, everyone = self.population, len(due) == len(self.sizes)
         names = [name for name in population.params if name not in self.unused]
         kept = [i for i, name in enumerate(population.params) if name not in self.unused]
-        hparams = {name: population.hparams[name].to(population.device) for name in LEARNING}
+        hparams = {name: population.hparams[name] for name in LEARNING}
         hparams["lr"] = hparams["lr"] * self.scale()
         slots = SLOTS[population.optimizer]
         for rows in [slice(None)] if everyone else [slice(p, p + 1) for p in due]:
@@ -210,7 +189,7 @@ class AllAtOnce:
                 population.store["step"][rows],
                 {name: value[rows] for name, value in hparams.items()},
             )
-        chosen, alive = torch.tensor(due, device=population.device), population.store["alive"]
+        chosen, alive = sent(due, population.device), population.store["alive"]
         losses = torch.where(alive[chosen], self.losses[chosen], torch.nan)
         alive[chosen] = alive[chosen] & losses.isfinite()
         return losses
@@ -233,12 +212,33 @@ class AllAtOnce:
         )  # fmt: skip
         return losses if everyone else losses[due]
 
+    def _update_in_line(self, flat: Flat, due: list[int]) -> Tensor:
+        """Those whose turn it is, in a few operations on all numbers: starting them is what takes the time."""
+        population, count = self.population, len(self.sizes)
+        assert self.gradients is not None
+        grads = self.gradients if population.clip_norm is None else clipped(self.gradients, population.clip_norm)
+        if not self.spread:
+            hparams = {name: sent(population.hparams[name], population.device) for name in LEARNING}
+            self.spread = {name: value.to(grads[0].dtype)[flat.owner] for name, value in hparams.items()}
+        grad, scale = torch.cat([grad.reshape(-1) for grad in grads]), self.scale()
+        scales = sent(scale if isinstance(scale, Tensor) else [scale] * count, population.device).to(grad)
+        turn = [sent([p in due for p in range(count)], population.device)] if len(due) < count else []
+        tensors = [
+            *flat.tensors.values(), population.store["step"], population.store["alive"],
+            grad, self.losses, flat.owner, *self.spread.values(), scales, *turn,
+        ]  # fmt: skip
+        learn = partial(advance, population.optimizer, len(flat.tensors))
+        again = population.device.type in KINDS and population.device.type != "cpu"
+        (losses,) = self.updates(learn, *tensors) if again else learn(*tensors)
+        assert losses is not None
+        return losses if len(due) == count else losses[sent(due, population.device)]
+
     def scale(self) -> float | Tensor:
-        """The schedule's factor where a minibatch that ends here began: one number, or [P]."""
+        """The schedule's factor where a minibatch that ends here began: one number, or [P] on the CPU."""
         schedule = self.population.schedule
         if len(set(self.sizes)) == 1 or schedule.name == "constant":
             return schedule.at(self.seen - self.sizes[0])
-        return torch.tensor([schedule.at(self.seen - size) for size in self.sizes], device=self.population.device)
+        return torch.tensor([schedule.at(self.seen - size) for size in self.sizes])
 
     def unfinished(self) -> dict[str, Tensor]:
         """What waits for the next call; nothing at the beginning."""
@@ -266,28 +266,3 @@ class AllAtOnce:
             used = zip(self.population.params, unfinished["used"].tolist(), strict=True)
             self.unused = [name for name, was in used if not was]
             self.gradients = [unfinished[f"gradients/{i}"].to(device) for i in range(len(self.population.params))]
-
-    def _update_everyone(self, flat: Flat) -> Tensor:
-        """`_update` of all members in a few operations on all their numbers: starting them is what takes the time."""
-        population = self.population
-        assert self.gradients is not None
-        grads = self.gradients if population.clip_norm is None else clipped(self.gradients, population.clip_norm)
-        if not self.spread:
-            hparams = {name: population.hparams[name].to(population.device) for name in LEARNING}
-            self.spread = {name: value.to(grads[0].dtype)[flat.owner] for name, value in hparams.items()}
-        scale = self.scale()
-        scale = scale if isinstance(scale, float) else scale.to(grads[0])[flat.owner]
-        hparams = {**self.spread, "lr": self.spread["lr"] * scale}
-        update(
-            population.optimizer,
-            [flat.tensors["params"]],
-            [torch.cat([grad.reshape(-1) for grad in grads])],
-            {slot: [flat.tensors[slot]] for slot in SLOTS[population.optimizer]},
-            population.store["step"][flat.owner],
-            hparams,
-        )
-        population.store["step"] += 1
-        alive = population.store["alive"]
-        losses = torch.where(alive, self.losses, torch.nan)
-        alive &= losses.isfinite()
-        return losses

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from sigexp.population.blocks import join
 from sigexp.population.convolution import Kernels
 from sigexp.population.gradients import gradients
-from sigexp.population.repeating import Repeating, repeatable
+from sigexp.population.repeating import KINDS, Repeating, repeatable
 from sigexp.population.rules import RULES, Stacked
 from sigexp.population.single import single_pass
 from sigexp.problem import Batch, PerExample
@@ -72,7 +72,7 @@ class Together:
             return self._learn(dict(zip(names, state, strict=True)), count, Batch(inputs, targets), weights)
 
         tensors = [*params.values(), *buffers.values(), *batch, weights]
-        repeats = self._repeats and weights.device.type == "cpu" and not self.kernels.choose
+        repeats = self._repeats and weights.device.type in KINDS and not self.kernels.choose
         losses, *gradients = self._again(learn, *tensors) if repeats else learn(*tensors)
         assert losses is not None
         return losses, gradients
@@ -121,12 +121,16 @@ class Interception(TorchFunctionMode):
     def __init__(self, kernels: Kernels) -> None:
         super().__init__()
         self.kernels = kernels
+        self.zeros: list[Tensor] = []  # that the module made, as nn.LSTM does its states
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         replacement = RULES.get(function)
         if replacement is None:
-            return function(*args, **kwargs)
+            result = function(*args, **kwargs)
+            if function is torch.zeros:
+                self.zeros.append(result)
+            return result
         if "input" in kwargs:  # torch's name of the first argument
             args, kwargs = (kwargs["input"], *args), {name: kwargs[name] for name in kwargs if name != "input"}
         level = _functorch.maybe_current_level() or 0
@@ -139,7 +143,8 @@ class Interception(TorchFunctionMode):
             if not isinstance(value, Tensor):
                 return value
             if not _functorch.is_batchedtensor(value) or _functorch.maybe_get_level(value) != level:
-                return Stacked(value, own=False)
+                zero = any(value is made for made in self.zeros) and not value.is_inference() and value._version == 0
+                return Stacked(value, own=False, zero=zero)
             tensor = _functorch.get_unwrapped(value).movedim(_functorch.maybe_get_bdim(value), 0)
             count = len(tensor)
             return Stacked(tensor, own=True)

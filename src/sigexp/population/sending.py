@@ -1,0 +1,18 @@
+"""Small numbers from the host to where a population lives, without waiting for what is computed there."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def sent(values: Tensor | Sequence[Any], device: torch.device) -> Tensor:
+    """A tensor, or the tensor of a list, on the device.
+
+    A copy to a CUDA device waits for all kernels before it, unless it comes from pages that the system does not move.
+    """
+    tensor = values if isinstance(values, Tensor) else torch.tensor(values)
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
