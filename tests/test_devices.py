@@ -1,12 +1,10 @@
 """What runs on a GPU, on the device `strict` (device/), which computes as the processor does but refuses operands from
-elsewhere and counts what is read from it."""
+elsewhere and counts where the host would wait for it."""
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -33,7 +31,7 @@ def sigexp(library: Path, *words: str) -> list[str]:
     return [sys.executable, str(DEVICE / "strict_device.py"), str(library), *words]
 
 
-def test_every_model_learns_there_what_it_learns_on_the_cpu_without_being_read(library):
+def test_every_model_learns_there_what_it_learns_on_the_cpu_without_a_wait(library):
     done = subprocess.run(
         [sys.executable, "rounds.py", str(library)], cwd=DEVICE, capture_output=True, text=True, timeout=600
     )
@@ -43,7 +41,7 @@ def test_every_model_learns_there_what_it_learns_on_the_cpu_without_being_read(l
     assert len(trained) > 80
     assert len(graphs) == 7
     assert [one for one in trained if not one["apart"] < 1e-9] == []
-    assert [one for one in trained if one["reads"]] == []
+    assert [one for one in trained if one["waits"]] == []
     assert [one for one in graphs if one["graphs"] < 2] == []  # of passes, and of updates
 
 
@@ -65,23 +63,33 @@ def test_a_run_from_beginning_to_end(library, tmp_path, words):
     assert json.loads(result.read_text())["device"].startswith("strict")
 
 
+INTERRUPTED = """
+import os, signal, sys
+import strict_device
+from sigexp import keeping
+
+pause, seen = keeping.Keeper.pause, []
+
+def interrupting(self, *rest):
+    seen.append(rest)
+    if len(seen) == 3:
+        os.kill(os.getpid(), signal.SIGINT)
+    pause(self, *rest)
+
+keeping.Keeper.pause = interrupting
+strict_device.sigexp(*sys.argv[1:])
+"""
+
+
 def test_a_run_that_was_interrupted_goes_on(library, tmp_path):
     """What comes from a checkpoint lies on the CPU: members, and those that wait for a later round."""
-    words = ["experiment=gaussian", "search=halving", "trainer.execution=together", *FEW, "search.max_samples=8000"]
-    command = sigexp(library, *words, "device=mps", f"outputs={tmp_path}")
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
-        deadline = time.monotonic() + 200
-        while not any(path.stat().st_size for path in tmp_path.glob("*/*/*/rounds.jsonl")):
-            assert run.poll() is None, run.communicate()[1][-2000:]
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        run.send_signal(signal.SIGINT)
-        _, errors = run.communicate(timeout=100)
-    assert run.returncode == 130, errors[-2000:]
+    words = ["experiment=gaussian", "search=halving", "trainer.execution=together", *FEW, "search.max_samples=4000"]
+    command = [sys.executable, "-c", INTERRUPTED, str(library), *words, "device=mps", f"outputs={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=DEVICE)
+    assert done.returncode == 130, done.stderr[-2000:]
     (checkpoints,) = tmp_path.glob("*/*/*/checkpoints")
-    done = subprocess.run(
-        sigexp(library, "resume", str(checkpoints.parent)), capture_output=True, text=True, timeout=300
-    )
+    command = sigexp(library, "resume", str(checkpoints.parent))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (checkpoints.parent / "result.json").is_file()
 
@@ -94,6 +102,8 @@ def test_states_are_joined_where_the_first_is():
 
 # What stands in the way of a graph.
 
+OUTSIDE = torch.ones(4)
+
 
 @pytest.mark.parametrize(
     ("function", "reason"),
@@ -102,7 +112,10 @@ def test_states_are_joined_where_the_first_is():
         (lambda x: [torch.nn.functional.dropout(x)], "random numbers"),
         (lambda x: [x * 2 if x.sum() > 0 else x], "a choice that depends on data"),
         (lambda x: [x[x > 0]], "a choice that depends on data"),
+        (lambda x: [x.index_put_((x > 0,), torch.ones(4))], "a choice that depends on data"),
         (lambda x: [x, torch.ones(3, device="meta")], "numbers from another device"),
+        (lambda x: [x * OUTSIDE], "numbers from elsewhere"),
+        (lambda x: [x[torch.arange(2)]], ""),
     ],
 )
 def test_what_cannot_be_captured_is_refused(function, reason):
@@ -116,7 +129,7 @@ def captured(monkeypatch, graph, inputs, function):
     """With a graph that replays as this function of the static inputs does."""
     from sigexp.population import capturing
 
-    monkeypatch.setattr(capturing, "capture", lambda work, device: (graph(work), 1))
+    monkeypatch.setattr(capturing, "capture", lambda function, inputs: graph(lambda: function(*inputs)))
     return Captured(function, inputs)
 
 
@@ -124,7 +137,7 @@ def by_calling(work):
     from sigexp.population.capturing import Graph
 
     results = [result.detach() for result in work()]
-    return Graph(lambda: [kept.copy_(new) for kept, new in zip(results, work(), strict=True)], results)
+    return Graph(lambda: [kept.copy_(new) for kept, new in zip(results, work(), strict=True)], results, 1)
 
 
 def test_a_graph_changes_what_the_function_changes(monkeypatch):
@@ -147,6 +160,6 @@ def test_a_graph_that_gives_something_else_is_not_used(monkeypatch):
     from sigexp.population.capturing import Graph
 
     def forgetful(work):
-        return Graph(lambda: None, [result.detach() for result in work()])
+        return Graph(lambda: None, [result.detach() for result in work()], 1)
 
     assert not captured(monkeypatch, forgetful, [torch.ones(3)], lambda x: [x * 2]).proves_right()

@@ -37,6 +37,7 @@ from sigexp.population.convolution import (
     convolve,
 )
 from sigexp.population.geometry import Geometry
+from sigexp.population.optimizers import Schedule
 from sigexp.population.plan import Plan
 from sigexp.population.population import Population
 from sigexp.population.rules import Stacked, cross_entropy
@@ -248,6 +249,21 @@ def test_the_other_optimizers_equal_separate_training(optimizer, plan):
     learned = task("deblur", "dilated")
     population, losses = trained_as_population(learned, optimizer, MIXED, plan)
     assert_equal_members(population, losses, alone("deblur", "dilated", optimizer, MIXED), learned.batch)
+
+
+@pytest.mark.parametrize("sizes", [EQUAL, MIXED], ids=["equal", "mixed"])
+@pytest.mark.parametrize("plan", ["together", "together-2_a_pass", "together-padded"])
+def test_a_schedule_is_followed_as_by_members_one_by_one(plan, sizes):
+    learned, found = task("deblur", "deep"), []
+    for one in (PLANS[plan], Plan()):
+        population = Population(
+            learned.members, loss=learned.loss, metrics={}, optimizer="sgd", hparams=hparams(sizes, "sgd"), plan=one
+        )
+        population.schedule = Schedule("cosine", 0.1, 1 / 100)
+        population.minibatch_losses(learned.batch)
+        found.append(population.state())
+    for name, tensor in found[0].items():
+        assert_close(tensor, found[1][name], 1e-12, name)
 
 
 @ways

@@ -173,7 +173,9 @@ def configure_torch(threads: int | None, deterministic: bool) -> None:
 
 
 def reset_peak_memory() -> None:
-    """Start counting the peak anew, where the system can (Linux); else it is the peak of the process."""
+    """Start counting the peak anew, where the system can (Linux); else it is the peak of the process. A card's too."""
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
     try:
         with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
             file.write("5")

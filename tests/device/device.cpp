@@ -1,6 +1,6 @@
 // A device for tests, `strict` (strict_device.py): its memory and arithmetic are the processor's, but it refuses operands
-// that lie elsewhere, as a GPU does, and counts what the host reads from it. It stands in for a GPU where there is none:
-// what runs here has every tensor in its place, and waits for the device no more often than is counted.
+// that lie elsewhere, as a GPU does, and counts where the host would wait for one. It stands in for a GPU where there is
+// none: what runs here has every tensor in its place.
 
 #include <ATen/ATen.h>
 #include <ATen/EmptyTensor.h>
@@ -28,7 +28,7 @@ using at::Tensor;
 constexpr auto KIND = c10::DeviceType::PrivateUse1;
 const c10::Device HERE(KIND, 0);
 
-int64_t reads = 0;  // copies to the host, each of which would wait for the device
+int64_t waits = 0;  // what would wait for the device: copies to the host, and those to it from memory that moves
 
 // What torch asks of any device: memory, and streams, of which there is one.
 
@@ -67,6 +67,8 @@ REGISTER_ALLOCATOR(KIND, &memory);
 struct Hooks : at::PrivateUse1HooksInterface {
   bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
   bool isAvailable() const override { return true; }
+  c10::Allocator* getPinnedMemoryAllocator() const override { return c10::GetAllocator(c10::DeviceType::CPU); }
+  bool isPinnedPtr(const void*) const override { return false; }
 };
 const bool hooked = (at::RegisterPrivateUse1HooksInterface(new Hooks()), true);
 
@@ -103,8 +105,8 @@ Tensor empty_strided(IntArrayRef size, IntArrayRef stride, std::optional<at::Sca
                                            c10::dtype_or_default(type));
 }
 
-Tensor copy_from(const Tensor& from, const Tensor& to, bool) {
-  reads += !from.device().is_cpu() && to.device().is_cpu();
+Tensor copy_from(const Tensor& from, const Tensor& to, bool on_its_way) {
+  waits += from.device() != to.device() && !(from.device().is_cpu() && on_its_way);
   Tensor target = to.device().is_cpu() ? to : on_host(to);
   target.copy_(from.device().is_cpu() ? from : on_host(from));
   return to;
@@ -116,7 +118,7 @@ Tensor copy_from_and_resize(const Tensor& from, const Tensor& to) {
 }
 
 at::Scalar number(const Tensor& t) {
-  reads++;
+  waits++;
   return on_host(t).item();
 }
 
@@ -215,9 +217,12 @@ std::tuple<Tensor, Tensor, Tensor> lstm_cell_backward(const std::optional<Tensor
 void processor(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto& name = op.schema().name();
   const bool indexes = name.find("index") != std::string::npos;
-  int64_t waits = 0;
   for (const auto& value : torch::jit::last(*stack, op.schema().arguments().size())) {
-    if (value.isTensor()) refuse_host(value.toTensor(), name);
+    if (value.isTensor()) {
+      const Tensor& t = value.toTensor();
+      refuse_host(t, name);
+      waits += indexes && t.defined() && t.device().is_cpu();
+    }
     if (!value.isList()) continue;
     for (const c10::IValue& one : value.toListRef()) {
       if (!one.isTensor()) continue;
@@ -226,14 +231,14 @@ void processor(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
       else refuse_host(t, name);
     }
   }
-  waits += reads;
+  const int64_t before = waits;
   at::native::cpu_fallback(op, stack);
-  reads = waits;
+  waits = before;
 }
 
-int64_t read_backs() { return reads; }
+int64_t so_far() { return waits; }
 
-TORCH_LIBRARY(strict, m) { m.def("read_backs", &read_backs); }
+TORCH_LIBRARY(strict, m) { m.def("waits", &so_far); }
 TORCH_LIBRARY_IMPL(_, PrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&processor>()); }
 TORCH_LIBRARY_IMPL(aten, Conjugate, m) { m.impl("_copy_from", torch::CppFunction::makeFallthrough()); }
 TORCH_LIBRARY_IMPL(aten, Negative, m) { m.impl("_copy_from", torch::CppFunction::makeFallthrough()); }

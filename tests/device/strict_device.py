@@ -3,7 +3,7 @@ may be forked, and torch takes it for the machine's accelerator.
 
     python strict_device.py LIBRARY ARGUMENT...
 
-is `sigexp ARGUMENT...` where device=mps means this one; afterwards it prints how many times the device was read.
+is `sigexp ARGUMENT...` on it, with device=mps.
 """
 
 import ctypes
@@ -54,17 +54,22 @@ def load(library: str) -> None:
     torch.UntypedStorage.clone = clone  # type: ignore[method-assign]  # torch's makes an empty one on the CPU
 
 
-def read_backs() -> int:
-    """How often the host has read from the device so far."""
-    count: int = torch.ops.strict.read_backs()
+def waits() -> int:
+    """How often the host would have waited for the device so far."""
+    count: int = torch.ops.strict.waits()
     return count
 
 
-if __name__ == "__main__":
+def sigexp(library: str, *words: str) -> None:
+    """The command, where device=mps means this one."""
     from sigexp import cli, machine
 
-    load(sys.argv[1])
+    load(library)
     pick = machine.pick_device
     machine.pick_device = lambda name: "strict" if name == "mps" else pick(name)
-    sys.argv[:2] = ["sigexp"]
+    sys.argv = ["sigexp", *words]
     cli.script()
+
+
+if __name__ == "__main__":
+    sigexp(*sys.argv[1:])

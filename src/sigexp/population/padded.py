@@ -95,18 +95,16 @@ class Padded(AllAtOnce):
         ]
         self._add(sums.new_zeros(len(self.sizes)).index_copy_(0, rows, sums), spread)
 
-    def _update(self, due: list[int]) -> Tensor:
-        """As `AllAtOnce._update`. Nothing is left for a later pass: every minibatch was whole."""
-        losses = super()._update(due)
-        self.gradients, self.losses = None, torch.zeros_like(self.losses)
-        return losses
+    def _begin(self, due: list[int] | None) -> None:
+        """Nothing is left for a later pass: every minibatch was whole."""
+        super()._begin(None)
 
     def scale(self) -> float | Tensor:
         """The schedule's factor where each member's minibatch began: [P] on the CPU, or one number for all."""
         schedule = self.population.schedule
         if schedule.name == "constant":
             return 1.0
-        return torch.tensor([schedule.at(self.seen + taken) for taken in self.taken])
+        return torch.tensor([schedule.at(self.seen + taken) for taken in self.taken], dtype=torch.float64)
 
     def unfinished(self) -> dict[str, Tensor]:
         if not self.seen and not self.waiting:

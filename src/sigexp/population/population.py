@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
 from typing import Any
 
 import torch
@@ -220,6 +221,11 @@ class Population:
         """`step`, but each member's minibatch losses one by one: P tensors of shape [minibatches]."""
         return self._steps.advance(batch)
 
+    def forget_recordings(self) -> None:
+        """Of passes and updates, which hold memory."""
+        self.together.use(self.together.kernels)
+        self.updates = Repeating()
+
     def drop_pending(self) -> None:
         """Forget the examples that did not fill a minibatch, and what was learned from them."""
         self.restart()
@@ -264,7 +270,14 @@ class Population:
         return self._steps
 
     def full_precision(self, loss: PerExample) -> PerExample:
-        return (lambda outputs, targets: loss(outputs.float(), targets)) if self.precision == "bf16" else loss
+        if self.precision != "bf16":
+            return loss
+
+        @wraps(loss)  # whose module says whether its calls can be repeated
+        def rounded(outputs: Tensor, targets: Tensor) -> Tensor:
+            return loss(outputs.float(), targets)
+
+        return rounded
 
     def autocast(self) -> AbstractContextManager[None]:
         return machine.autocast(self.device, self.template) if self.precision == "bf16" else nullcontext()

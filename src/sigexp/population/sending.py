@@ -10,9 +10,15 @@ from torch import Tensor
 def sent(values: Tensor | Sequence[Any], device: torch.device) -> Tensor:
     """A tensor, or the tensor of a list, on the device.
 
-    A copy to a CUDA device waits for all kernels before it, unless it comes from pages that the system does not move.
+    A copy to a card waits for all kernels before it, unless it comes from pages that the system does not move.
     """
     tensor = values if isinstance(values, Tensor) else torch.tensor(values)
-    if device.type == "cuda" and tensor.device.type == "cpu":
+    if tensor.device.type == "cpu" and device.type not in ("cpu", "mps"):
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def wait(device: torch.device) -> None:
+    """Until all that was begun on a card is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -42,6 +42,7 @@ def waiting(unfinished: Mapping[str, Tensor], prefix: str, device: torch.device)
 
 def smaller_passes(population: "Population", count: int, error: BaseException) -> None:
     """After a pass over `count` examples that did not fit into memory: a plan that needs less, or the error."""
+    population.forget_recordings()
     texts = ("can't allocate memory", "not enough memory", "out of memory")
     if not isinstance(error, MemoryError) and not any(text in str(error) for text in texts):
         raise error
@@ -70,7 +71,6 @@ class AllAtOnce:
         self.unused: list[str] = []
         self.spread: dict[str, Tensor] = {}  # hyperparameters as the update takes them, made when first needed
         self.losses = torch.zeros(count, device=population.device)
-        self.updates = population.updates
         # On a processor the members whose turn it is are quicker one by one.
         self.masks = population.device.type != "cpu"
 
@@ -151,22 +151,24 @@ class AllAtOnce:
     def _update(self, due: list[int]) -> Tensor:
         """Update the members whose minibatch is full, and begin their next one; its losses, [len(due)]."""
         assert self.gradients is not None
-        population, everyone = self.population, len(due) == len(self.sizes)
+        everyone = len(due) == len(self.sizes)
         if self.flat and not self.unused and compiling.takes(self.flat.tensors["params"]):
             losses = self._update_compiled(self.flat, due)
         elif self.flat and not self.unused and (everyone or self.masks):
             losses = self._update_in_line(self.flat, due)
         else:
             losses = self._update_by_parameters(due)
-        if everyone:
-            self.gradients = None
-            self.losses = torch.zeros_like(self.losses)
-            return losses
-        chosen = sent(due, population.device)
-        for grad in self.gradients:
-            grad[chosen] = 0
-        self.losses[chosen] = 0
+        self._begin(None if everyone else due)
         return losses
+
+    def _begin(self, due: list[int] | None) -> None:
+        """The next minibatch of some members, or of all."""
+        if due is None:
+            self.gradients, self.losses = None, torch.zeros_like(self.losses)
+            return
+        chosen = sent(due, self.population.device)
+        for part in (*(self.gradients or ()), self.losses):
+            part.index_fill_(0, chosen, 0)  # by assignment torch would fetch the 0 from the host, and wait
 
     def _update_by_parameters(self, due: list[int]) -> Tensor:
         """Some members one by one, or everyone, whatever their parameters are."""
@@ -204,7 +206,8 @@ class AllAtOnce:
         turn = torch.full((len(self.sizes),), everyone)
         turn[due] = True
         losses = self.losses.to(torch.float32, copy=True)  # a loss may come in any type
-        values = {**self.spread, "lr": self.spread["lr"] * self.scale()}
+        scale = self.scale()
+        values = {**self.spread, "lr": self.spread["lr"] * (scale.float() if isinstance(scale, Tensor) else scale)}
         slots = [flat.tensors[slot] for slot in SLOTS[population.optimizer]]
         compiled_update(
             population.optimizer, [flat.tensors["params"], *slots], torch.cat([grad.reshape(-1) for grad in grads]),
@@ -221,7 +224,8 @@ class AllAtOnce:
             hparams = {name: sent(population.hparams[name], population.device) for name in LEARNING}
             self.spread = {name: value.to(grads[0].dtype)[flat.owner] for name, value in hparams.items()}
         grad, scale = torch.cat([grad.reshape(-1) for grad in grads]), self.scale()
-        scales = sent(scale if isinstance(scale, Tensor) else [scale] * count, population.device).to(grad)
+        scale = scale if isinstance(scale, Tensor) else torch.full((count,), scale, dtype=torch.float64)
+        scales = sent(scale.to(grad.dtype), population.device)
         turn = [sent([p in due for p in range(count)], population.device)] if len(due) < count else []
         tensors = [
             *flat.tensors.values(), population.store["step"], population.store["alive"],
@@ -229,7 +233,7 @@ class AllAtOnce:
         ]  # fmt: skip
         learn = partial(advance, population.optimizer, len(flat.tensors))
         again = population.device.type in KINDS and population.device.type != "cpu"
-        (losses,) = self.updates(learn, *tensors) if again else learn(*tensors)
+        (losses,) = population.updates(learn, *tensors) if again else learn(*tensors)
         assert losses is not None
         return losses if len(due) == count else losses[sent(due, population.device)]
 
@@ -238,7 +242,7 @@ class AllAtOnce:
         schedule = self.population.schedule
         if len(set(self.sizes)) == 1 or schedule.name == "constant":
             return schedule.at(self.seen - self.sizes[0])
-        return torch.tensor([schedule.at(self.seen - size) for size in self.sizes])
+        return torch.tensor([schedule.at(self.seen - size) for size in self.sizes], dtype=torch.float64)
 
     def unfinished(self) -> dict[str, Tensor]:
         """What waits for the next call; nothing at the beginning."""

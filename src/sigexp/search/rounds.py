@@ -16,6 +16,7 @@ from sigexp.population.fused import FusedPopulation
 from sigexp.population.optimizers import Schedule
 from sigexp.population.plan import Plan
 from sigexp.population.population import Population
+from sigexp.population.sending import wait
 from sigexp.population.shards import Shards
 from sigexp.population.state import Snapshot, join, take
 from sigexp.problem import Batch, Problem
@@ -190,6 +191,8 @@ class SearchLoop:
             here = min(self.chunk, samples - self.now.done)
             for member, values in enumerate(self.population.advance(self.feed, self.now.position, here)):
                 self.losses[member].append(values)
+            if self.now.done + here == samples:
+                wait(self.feed.device)  # or what is left to do would be no training time
             seconds = self.now.round_seconds + clock.seconds() - began
             done, position = self.now.done + here, self.now.position + here
             self.now = replace(self.now, done=done, position=position, round_seconds=seconds)
