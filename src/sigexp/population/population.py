@@ -289,6 +289,7 @@ class Population:
             compiled = self.plan.way == "moments" and compiling.takes(inputs, *self.params.values())
             if self.plan.way == "together" or compiled:
                 parts = inputs.split(self.plan.slice) if self.plan.slice else passes(inputs)
+                parts = [inputs] if compiled else parts  # a single layer, which has nothing to keep in the cache
                 found = [self.together.outputs(self.params, self.buffers, part) for part in parts]
                 outputs = list(torch.cat(found, 1).unbind())
             else:

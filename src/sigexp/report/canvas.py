@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import cv2
 import numpy as np
@@ -16,6 +16,7 @@ BLUE, ORANGE, RED = (31, 119, 180), (230, 120, 20), (200, 40, 40)
 OTHERS = (ORANGE, (20, 130, 70), (140, 80, 170), (150, 100, 40))  # of lines beside a blue one
 BETWEEN = 14  # pixels from name to name
 SUBPIXEL = 4  # bits of OpenCV's coordinates
+WORDS = 4096  # that a font remembers how it drew
 SHADES = 4097  # of a scale, its own colours among them
 BLUE_WHITE_RED = np.array([[33, 84, 160], [125, 170, 215], [255, 255, 255], [240, 150, 120], [170, 20, 40]], np.float32)
 HEAT = np.array([[0, 0, 0], [80, 18, 123], [182, 54, 121], [251, 136, 97], [252, 253, 191]], np.float32)
@@ -24,7 +25,10 @@ VIRIDIS = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [
 
 @cache
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+    found = ImageFont.load_default(size)
+    if isinstance(found, ImageFont.FreeTypeFont):  # the same words come again and again, and setting them is slow
+        found.getmask2 = lru_cache(WORDS)(found.getmask2)  # type: ignore[method-assign, assignment]
+    return found
 
 
 class Canvas:

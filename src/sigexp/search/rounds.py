@@ -28,6 +28,7 @@ log = logging.getLogger("sigexp")
 Carried = Population | Shards | FusedPopulation
 MINIBATCHES = 4  # of the trainer's size that the population is given at a time
 BY_STATISTICS = 32  # the same where it learns from statistics, a minibatch in less than a millisecond
+VALIDATED_VALUES = 20_000_000  # of the inputs of all members that are validated at once, 80 MB; 1,000 examples at most
 MOST_LOST = 3  # times that a round begins again with new processes
 
 
@@ -286,8 +287,8 @@ class SearchLoop:
     def _validate(self) -> dict[str, Tensor]:
         """Mean validation loss and headline metric of every member: name -> [P] float64."""
         sums: dict[str, Tensor] = {}
-        count = len(self.valid.inputs)
-        size = max(1, min(250, 8_000_000 // self.valid.inputs[0].numel()))
+        count, members = len(self.valid.inputs), len(self.now.round.parents)
+        size = max(1, min(1000, VALIDATED_VALUES // (members * self.valid.inputs[0].numel())))
         for i in range(0, count, size):
             here = Batch(*(part[i : i + size] for part in self.valid))
             values = self.population.evaluate(here, [self.problem.headline])
