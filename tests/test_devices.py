@@ -16,7 +16,7 @@ from sigexp.population.state import join
 DEVICE = Path(__file__).parent / "device"
 FEW = ["dataset.size=200", "dataset.test_size=20"]
 
-pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="the device is compiled")
+pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
 
 
 @pytest.fixture(scope="module")

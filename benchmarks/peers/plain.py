@@ -20,9 +20,8 @@ from sigexp import training
 from sigexp.population.feed import Feed
 from sigexp.population.optimizers import BETA2, Schedule
 from sigexp.problem import Problem
-from sigexp.search.base import HParams
+from sigexp.search.base import HParams, batch_step
 from sigexp.search.progress import RECENT
-from sigexp.search.rounds import batch_step
 from sigexp.signal.quality import mse
 
 WORST = 1e30  # the score of a member that diverged; tools compare and store it as any other

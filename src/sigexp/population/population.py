@@ -30,7 +30,7 @@ from sigexp.population.padded import Padded
 from sigexp.population.plan import Plan
 from sigexp.population.repeating import Repeating
 from sigexp.population.sending import sent
-from sigexp.population.state import HPARAMS, Snapshot, State, module_of, take
+from sigexp.population.state import HPARAMS, Snapshot, State, initial, module_of, take
 from sigexp.population.steps import AllAtOnce
 from sigexp.population.together import Together
 from sigexp.problem import Batch, PerExample
@@ -76,7 +76,7 @@ class Population:
         self.store: State = {}
         self.updates = Repeating()
         self.together = Together(self.template, self.full_precision(loss), Kernels(dict(self.plan.kernels)))
-        self.load_state(self._initial(members, hparams))
+        self.load_state(initial(members, hparams, SLOTS[optimizer], self.device))
 
     def settings(self) -> dict[str, Any]:
         """What makes a population like this one, with the template for a member: see `of_settings`."""
@@ -111,24 +111,6 @@ class Population:
         self.plan = plan
         self.together.use(Kernels(dict(plan.kernels)))
         self.load_state(self.store)
-
-    def _initial(self, members: Sequence[nn.Module], hparams: Mapping[str, Tensor]) -> State:
-        state: State = {}
-        learned = {name for name, parameter in members[0].named_parameters() if parameter.requires_grad}
-        by_member = [{**dict(m.named_parameters()), **dict(m.named_buffers())} for m in members]
-        for name in by_member[0]:
-            kind = "params" if name in learned else "buffers"
-            state[f"{kind}/{name}"] = torch.stack([t[name].detach() for t in by_member]).to(self.device)
-        for name in learned:
-            for slot in SLOTS[self.optimizer]:
-                state[f"{slot}/{name}"] = torch.zeros_like(state[f"params/{name}"])
-        count = len(members)
-        state["step"] = torch.zeros(count, device=self.device)
-        state["alive"] = torch.ones(count, dtype=torch.bool, device=self.device)
-        for name in HPARAMS:
-            dtype = torch.int64 if name == "batch_size" else torch.float64
-            state[f"hparams/{name}"] = hparams[name].to(dtype).clone()
-        return state
 
     def state(self) -> State:
         """All that makes up the members, as copies; every tensor leads with P."""
@@ -288,8 +270,9 @@ class Population:
             # The module of a model that learns from statistics has no plan, and may be many times as slow.
             compiled = self.plan.way == "moments" and compiling.takes(inputs, *self.params.values())
             if self.plan.way == "together" or compiled:
-                parts = inputs.split(self.plan.slice) if self.plan.slice else passes(inputs)
-                parts = [inputs] if compiled else parts  # a single layer, which has nothing to keep in the cache
+                # A single layer has nothing to keep in the cache.
+                size = len(inputs) if compiled else self.plan.slice
+                parts = inputs.split(size) if size else passes(inputs)
                 found = [self.together.outputs(self.params, self.buffers, part) for part in parts]
                 outputs = list(torch.cat(found, 1).unbind())
             else:

@@ -1,7 +1,7 @@
 """Members as tensors that lead with P, parameters, optimizer state and all: chosen, and put together."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +11,28 @@ from sigexp.population.plan import Plan
 
 State = dict[str, Tensor]
 HPARAMS = ("lr", "momentum", "weight_decay", "batch_size")
+
+
+def initial(
+    members: Sequence[nn.Module], hparams: Mapping[str, Tensor], slots: Sequence[str], device: torch.device
+) -> State:
+    """The state of modules before any training. slots: state tensors of the optimizer, shaped like a parameter."""
+    state: State = {}
+    learned = {name for name, parameter in members[0].named_parameters() if parameter.requires_grad}
+    by_member = [{**dict(m.named_parameters()), **dict(m.named_buffers())} for m in members]
+    for name in by_member[0]:
+        kind = "params" if name in learned else "buffers"
+        state[f"{kind}/{name}"] = torch.stack([t[name].detach() for t in by_member]).to(device)
+    for name in learned:
+        for slot in slots:
+            state[f"{slot}/{name}"] = torch.zeros_like(state[f"params/{name}"])
+    count = len(members)
+    state["step"] = torch.zeros(count, device=device)
+    state["alive"] = torch.ones(count, dtype=torch.bool, device=device)
+    for name in HPARAMS:
+        dtype = torch.int64 if name == "batch_size" else torch.float64
+        state[f"hparams/{name}"] = hparams[name].to(dtype).clone()
+    return state
 
 
 def take(state: Mapping[str, Tensor], members: Tensor) -> State:

@@ -42,10 +42,10 @@ def waiting(unfinished: Mapping[str, Tensor], prefix: str, device: torch.device)
 
 def smaller_passes(population: "Population", count: int, error: BaseException) -> None:
     """After a pass over `count` examples that did not fit into memory: a plan that needs less, or the error."""
-    population.forget_recordings()
     texts = ("can't allocate memory", "not enough memory", "out of memory")
     if not isinstance(error, MemoryError) and not any(text in str(error) for text in texts):
         raise error
+    population.forget_recordings()
     if not population.whole and count > 1:
         population.plan = replace(population.plan, slice=count // 2)
     elif population.plan.way == "together":

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from sigexp.population.gradients import gradients
+from sigexp.population.repeating import CALLS
 from sigexp.population.sending import wait
 
 CLEAR = 0.85  # of the first candidate's time, below which another is clearly quicker
 ENOUGH = 0.05  # seconds of one run, above which its noise is small
 SHORT = 4  # times as many runs where they are short
-UNTIMED = 4  # runs on a card first, after which passes are graphs, however long they take (capturing.py)
 WARMING = 0.9  # of the least time before, below which a run says that the next one may be quicker still
 
 
@@ -24,7 +24,7 @@ def least_seconds(work: Callable[[], Any], device: torch.device, most: int = 3, 
     Short ones are as many as make one that is long, because they may become quicker (repeating.py); and there are more
     as long as they are still warming up, because memory that comes from the system for the first time may take several.
     """
-    for _ in range(UNTIMED if device.type == "cuda" else 0):
+    for _ in range(CALLS + 1 if device.type == "cuda" else 0):  # after which passes are graphs, however long they take
         work()
     wait(device)
     least, spent, runs, warming = float("inf"), 0.0, 0, False

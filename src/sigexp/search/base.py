@@ -155,3 +155,12 @@ class Search(ABC):
 
         A pure function of its arguments, so that a search goes on from a checkpoint as it would have gone on without.
         """
+
+
+def batch_step(batch_size: int) -> int:
+    """What batch sizes are multiples of: a divisor of the trainer's, at most a fourth of it.
+
+    Members with different batch sizes train together in passes that end where a minibatch does, and multiples of one
+    number end at the same places.
+    """
+    return next(step for step in range(max(1, batch_size // 4), 0, -1) if batch_size % step == 0)

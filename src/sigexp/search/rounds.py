@@ -20,7 +20,7 @@ from sigexp.population.sending import wait
 from sigexp.population.shards import Shards
 from sigexp.population.state import Snapshot, join, take
 from sigexp.problem import Batch, Problem
-from sigexp.search.base import Candidate, HParams, Round, Search
+from sigexp.search.base import Candidate, HParams, Round, Search, batch_step
 from sigexp.search.progress import Progress, recent
 from sigexp.search.records import Diverged, MemberRecord, Outcome, RoundRecord
 
@@ -30,15 +30,6 @@ MINIBATCHES = 4  # of the trainer's size that the population is given at a time
 BY_STATISTICS = 32  # the same where it learns from statistics, a minibatch in less than a millisecond
 VALIDATED_VALUES = 20_000_000  # of the inputs of all members that are validated at once, 80 MB; 1,000 examples at most
 MOST_LOST = 3  # times that a round begins again with new processes
-
-
-def batch_step(batch_size: int) -> int:
-    """What batch sizes are multiples of: a divisor of the trainer's, at most a fourth of it.
-
-    Members with different batch sizes train together in passes that end where a minibatch does, and multiples of one
-    number end at the same places.
-    """
-    return next(step for step in range(max(1, batch_size // 4), 0, -1) if batch_size % step == 0)
 
 
 def at_once(plan: Plan, batch_size: int) -> int:
