@@ -170,6 +170,7 @@ def test_each_part_is_compiled_when_it_is_asked_for(compiled, fresh, tmp_path: P
     assert [path.name.split("-")[1] for path in tmp_path.iterdir()] == [compiling.LAYERS]
     assert compiling.takes(torch.ones(1), part=compiling.LSTM)
     assert compiling.takes(torch.ones(1), part=compiling.ACROSS)
+    assert compiling.takes(torch.ones(1), part=compiling.UPDATES)
     assert sorted(path.name.split("-")[1] for path in tmp_path.iterdir()) == sorted(building.SOURCES)
 
 

@@ -22,10 +22,11 @@ from typing import Any
 from sigexp.machine import cache_dir, cores
 
 HERE = Path(__file__).parent
-# Three libraries, because most runs do not need the others, and need not wait for their compilers.
-LAYERS, ACROSS, LSTM = "layers", "across", "lstm"
+# Libraries of their own, so that a run does not wait for the compilers of what it does not need, or needs later.
+UPDATES, LAYERS, ACROSS, LSTM = "updates", "layers", "across", "lstm"
 SOURCES = {
-    LAYERS: ["convolution", "descent", "moments", "normalization", "pointwise", "update"],
+    UPDATES: ["moments", "descent", "update"],  # all that members need that learn from statistics
+    LAYERS: ["convolution", "pointwise", "normalization"],
     ACROSS: ["across"],
     LSTM: ["lstm", "readout"],
 }
@@ -37,24 +38,28 @@ FLAGS = (
     "-fPIC", "-w",
 )  # fmt: skip
 IN_VECTORS = ("across", "convolution", "moments")  # with -O2 they are as quick, and compiled in half the time
-NICE = 10  # of compilers: what is imported meanwhile goes first
+NICE = 10  # of compilers that nobody waits for yet: what is imported meanwhile goes first, and has a core
 TIMEOUT_S, POLL_S = 120, 0.005
 Started = subprocess.Popen[bytes]
 SILENT: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
 UNFINISHED = ".kernels-"
 _compilers: set[Started] = set()
 _begun: set[str] = set()  # parts that are compiled, or are being compiled
+_awaited: set[str] = set()  # parts that somebody waits for
 
 
-def begin(part: str = LAYERS) -> None:
-    """Compile in a thread what is still to be compiled, beside imports and data; `compiling.kernel` waits for it."""
+def begin(*parts: str) -> None:
+    """Compile in a thread what is still to be compiled of these parts, by default of those that nearly every run needs,
+    one after the other, beside imports and data; `compiling.kernel` waits for it."""
+    new = [part for part in parts or (UPDATES, LAYERS) if part not in _begun]
 
     def build() -> None:
-        with suppress(Exception):  # which `kernel` will meet again, and tell
-            built(part, NICE)
+        for part in new:
+            with suppress(Exception):  # which `kernel` will meet again, and tell
+                built(part, NICE)
 
-    if os.environ.get("SIGEXP_NATIVE") != "0" and part not in _begun:
-        _begun.add(part)
+    if os.environ.get("SIGEXP_NATIVE") != "0" and new:
+        _begun.update(new)
         threading.Thread(target=build, daemon=True).start()
 
 
@@ -71,18 +76,20 @@ def built(part: str, nice: int = 0) -> Path:
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not nice:
+        _awaited.add(part)
     with _alone(sources[0]):
         if not path.exists():  # else another process has compiled it meanwhile
             for left in path.parent.glob(f"{UNFINISHED}*"):  # by a process that was killed
                 with suppress(OSError):
                     if time.time() - left.stat().st_mtime > 2 * TIMEOUT_S:
                         shutil.rmtree(left)
-            _compile(compiler, sources, path, nice)
+            _compile(compiler, part, sources, path, nice)
     return path
 
 
-def _compile(compiler: Sequence[str], sources: Sequence[Path], path: Path, nice: int) -> None:
-    """Sources side by side, one a core, because it is what a first run waits for.
+def _compile(compiler: Sequence[str], part: str, sources: Sequence[Path], path: Path, nice: int) -> None:
+    """Sources side by side, one a core where somebody waits for them, else one core less.
 
     Processes are polled, in a thread that nobody has to wait for: Python's end waits for those of a pool.
     """
@@ -90,7 +97,7 @@ def _compile(compiler: Sequence[str], sources: Sequence[Path], path: Path, nice:
         objects = [f"{place}/{source.stem}.o" for source in sources]
         left, under_way, until = list(zip(sources, objects, strict=True)), list[Started](), time.monotonic() + TIMEOUT_S
         while left or under_way:
-            while left and len(under_way) < cores():
+            while left and len(under_way) < max(1, cores() - (part not in _awaited)):
                 source, into = left.pop(0)
                 level = "-O2" if source.stem in IN_VECTORS else "-O3"
                 command = [*compiler, level, *FLAGS, "-c", str(source), "-o", into]

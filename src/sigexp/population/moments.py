@@ -178,7 +178,8 @@ class Moments:
         """Of these examples, as `compute` gives them, for the centre as it is: [N, values]."""
         n = targets[0].numel()
         table = inputs.new_empty(len(inputs), self.values)
-        compiled = not isinstance(self.layer, nn.Linear) and compiling.takes(inputs, targets, self.centre)
+        fit = not isinstance(self.layer, nn.Linear)
+        compiled = fit and compiling.takes(inputs, targets, self.centre, part=compiling.UPDATES)
         # A thread for each chunk, because single operations on a few examples divide badly among threads.
         threads = torch.get_num_threads() if inputs.device.type == "cpu" else 1
         most = CHUNK // (self.values + n + (0 if compiled else self.features * (n // self.outputs)))
@@ -201,7 +202,7 @@ class Moments:
 
     def _fill(self, x: Tensor, y: Tensor, rows: Tensor) -> None:
         """Rows by moments.c, from padded x [N, C, H + d (h - 1), W + e (w - 1)] and y [N, D, S]; on one thread."""
-        library = compiling.kernel()
+        library = compiling.kernel(compiling.UPDATES)
         assert library is not None
         bias = self.layer.bias is not None
         shape = compiling.Windows(*x.shape[1:], *self.kernel, *self.dilation, self.outputs, bias)

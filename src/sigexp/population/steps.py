@@ -152,7 +152,7 @@ class AllAtOnce:
         """Update the members whose minibatch is full, and begin their next one; its losses, [len(due)]."""
         assert self.gradients is not None
         everyone = len(due) == len(self.sizes)
-        if self.flat and not self.unused and compiling.takes(self.flat.tensors["params"]):
+        if self.flat and not self.unused and compiling.takes(self.flat.tensors["params"], part=compiling.UPDATES):
             losses = self._update_compiled(self.flat, due)
         elif self.flat and not self.unused and (everyone or self.masks):
             losses = self._update_in_line(self.flat, due)
