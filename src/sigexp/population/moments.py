@@ -15,7 +15,7 @@ Axes: P members, B examples, K features, D outputs, S positions.
 """
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -41,7 +41,7 @@ RESHAPING = (nn.Identity, nn.Flatten, nn.Unflatten)
 FIXED = (*RESHAPING, *ACTIVATIONS.values(), LinearizeSRGB, SymmetricPad)
 
 CHUNK = 2**21  # numbers worked on at once, 8 MB of float32
-MOST_BYTES = 500_000_000  # of rows that are kept beside the training set's
+MOST_BYTES = 500_000_000  # of examples that are remembered, with what their rows sum up to
 RANK_TOLERANCE = 1e-6  # of R's largest eigenvalue; what is smaller is rounding in float32
 ROUNDING = 1e-10  # the same for the sum of many rows
 SUMMED = 100  # rows in float32; their sums are summed in float64
@@ -55,7 +55,7 @@ class Moments:
     """
 
     centre: Tensor  # [D, K], the C of the statistics; set by `compute`
-    _again: dict[tuple[int, ...], tuple[Batch, Tensor]]  # rows of examples that come again, about that centre
+    _again: dict[tuple[int, ...], tuple[Batch, Tensor]]  # sums of rows of examples that come again, about that centre
 
     def __init__(self, front: nn.Module, layer: nn.Linear | nn.Conv1d | nn.Conv2d) -> None:
         """front: what comes before the layer, without parameters. Use `of`, which finds both in a model."""
@@ -95,9 +95,8 @@ class Moments:
         return self._solved[1]
 
     def _solve(self, table: Tensor) -> tuple[Tensor, Tensor]:
-        sums = torch.stack([rows.sum(0).double() for rows in table.split(SUMMED)]).sum(0)
-        R, q, _ = self._unpack(sums)
-        weights = self.centre.double() + q @ torch.linalg.pinv(R, rtol=ROUNDING, hermitian=True)
+        R, q, _ = self._unpack(summed(table.split(SUMMED)))
+        weights = self.centre.cpu().double() + q @ torch.linalg.pinv(R, rtol=ROUNDING, hermitian=True)
         taps = self.layer.weight[0].numel()
         return weights[:, :taps].reshape(self.layer.weight.shape), weights[:, taps:].flatten()
 
@@ -107,14 +106,16 @@ class Moments:
         self.centre, self._again = centre, {}
 
     def again(self, batch: Batch) -> Tensor | None:
-        """The rows of examples that will come again in the same memory, as validation data do: they are computed once.
-        None where they would take more than `MOST_BYTES` with the others."""
+        """The sum [values], float64, of the rows of examples that will come again in the same memory, as validation
+        data do: it is computed once. None where they would take more than `MOST_BYTES` with the others."""
         key = tuple(n for part in batch for n in (part.data_ptr(), part._version, *part.shape))
         if key not in self._again:
-            taken = sum(rows.nbytes for _, rows in self._again.values())
-            if taken + len(batch.inputs) * self.values * batch.inputs.element_size() > MOST_BYTES:
+            taken = sum(part.nbytes for known, row in self._again.values() for part in (*known, row))
+            if taken + sum(part.nbytes for part in batch) > MOST_BYTES:
                 return None
-            self._again[key] = batch, self.rows(*batch)  # with the examples, or others could come into their memory
+            pairs = zip(*(part.split(SUMMED) for part in batch), strict=True)
+            # With the examples, or others could come into their memory.
+            self._again[key] = batch, summed(self.rows(*pair) for pair in pairs)
         return self._again[key][1]
 
     def losses_and_gradients(
@@ -136,12 +137,10 @@ class Moments:
         taps = self.features - len(bias)
         return losses, [G[..., :taps].reshape(weight.shape), *(G[..., taps] for _ in bias)]
 
-    def losses(self, params: Mapping[str, Tensor], table: Tensor) -> Tensor:
-        """The loss of every member on every example, [P, B]. table: the rows of B examples."""
-        V = self._from_centre(params)
-        rows, columns = torch.triu_indices(self.features, self.features, device=V.device)
-        squares = torch.matmul(V.mT, V)[:, rows, columns].mul_((rows != columns) + 1)
-        return torch.cat([squares, -2 * V.flatten(1), V.new_ones(len(V), 1)], 1) @ table.mT
+    def total_losses(self, params: Mapping[str, Tensor], row: Tensor) -> Tensor:
+        """The loss of every member, summed over examples: [P] float64. row: the sum of their rows, float64."""
+        V, (R, q, s) = self._from_centre(params).cpu().double(), self._unpack(row)
+        return (V * (torch.matmul(V, R) - 2 * q)).sum((1, 2)) + s
 
     def _from_centre(self, params: Mapping[str, Tensor]) -> Tensor:
         """V [P, D, K]."""
@@ -172,7 +171,7 @@ class Moments:
     def _unpack(self, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """R [K, K], q [D, K], s [] of a row of statistics, or of a sum of rows."""
         D, K = self.outputs, self.features
-        return row.index_select(0, self._mirror).view(K, K), row[-1 - D * K : -1].view(D, K), row[-1]
+        return row.index_select(0, self._mirror.to(row.device)).view(K, K), row[-1 - D * K : -1].view(D, K), row[-1]
 
     def rows(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Of these examples, as `compute` gives them, for the centre as it is: [N, values]."""
@@ -251,6 +250,11 @@ class Moments:
             for i in range(h - 1):
                 torch.add(R[:, i, :, i:-1], change[:, i, :, i:], out=R[:, i + 1, :, i + 1 :])
         return products
+
+
+def summed(tables: Iterable[Tensor]) -> Tensor:
+    """The sum of all rows of tables, each of a few in their own precision, [values]: float64 on the CPU."""
+    return torch.stack([rows.sum(0).cpu().double() for rows in tables]).sum(0)
 
 
 def front_and_layer(

@@ -282,18 +282,22 @@ class Population:
         return [out.float() for out in outputs] if self.precision == "bf16" else outputs
 
     def evaluate(self, batch: Batch, metrics: Collection[str] | None = None) -> dict[str, Tensor]:
-        """The loss and some metrics, by default all, of every member in evaluation mode: name -> [P, B]."""
+        """The loss and some metrics, by default all, of every member in evaluation mode, summed over the examples:
+        name -> [P] float64 on the CPU."""
         chosen = self.metrics if metrics is None else {name: self.metrics[name] for name in metrics}
         if self.plan.way == "moments" and self.precision == "fp32" and all(m is self.loss for m in chosen.values()):
             assert self.moments is not None
-            if (table := self.moments.again(batch)) is not None:
-                return dict.fromkeys(["loss", *chosen], self.moments.losses(self.params, table))
+            if (row := self.moments.again(batch)) is not None:
+                return dict.fromkeys(["loss", *chosen], self.moments.total_losses(self.params, row))
         measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"loss": self.loss, **chosen}
         outputs = self.predict(batch.inputs)
+
+        def total(measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+            return torch.stack([measure(o, batch.targets) for o in outputs]).cpu().double().sum(1)
+
         with torch.no_grad():
-            return {
-                name: torch.stack([measure(o, batch.targets) for o in outputs]) for name, measure in measures.items()
-            }
+            found = {measure: total(measure) for measure in dict.fromkeys(measures.values())}
+        return {name: found[measure] for name, measure in measures.items()}
 
     def member(self, p: int) -> nn.Module:
         """A free-standing copy of one member, in evaluation mode and the usual memory layout."""

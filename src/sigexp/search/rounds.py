@@ -284,7 +284,7 @@ class SearchLoop:
             here = Batch(*(part[i : i + size] for part in self.valid))
             values = self.population.evaluate(here, [self.problem.headline])
             for name in ("loss", self.problem.headline):
-                sums[name] = sums.get(name, 0) + values[name].cpu().double().sum(1)
+                sums[name] = sums.get(name, 0) + values[name]
         return {name: total / count for name, total in sums.items()}
 
     def _score_of(self, member: MemberRecord) -> float:
