@@ -274,7 +274,7 @@ class Population:
                 size = len(inputs) if compiled else self.plan.slice
                 parts = inputs.split(size) if size else passes(inputs)
                 found = [self.together.outputs(self.params, self.buffers, part) for part in parts]
-                outputs = list(torch.cat(found, 1).unbind())
+                outputs = list((torch.cat(found, 1) if len(found) > 1 else found[0]).unbind())
             else:
                 order = torch.channels_last if self.plan.channels_last and inputs.ndim == 4 else torch.preserve_format
                 parts = [part.contiguous(memory_format=order) for part in passes(inputs)]

@@ -74,9 +74,10 @@ class Cases:
     def _examples(self, index: Tensor, batch: Batch, outputs: Tensor) -> list[Case]:
         """Of a chunk, what may be among the best and worst. Where the metric ties, as an error of 0 or 1 does, the
         loss decides."""
-        values = self.problem.metrics[self.metric](outputs, batch.targets).cpu().double()
+        metric, loss = self.problem.metrics[self.metric], self.problem.loss
+        values = metric(outputs, batch.targets).cpu().double()
         sign = -1 if higher_is_better(self.metric) else 1
-        losses = self.problem.loss(outputs, batch.targets).cpu().double()
+        losses = values if metric is loss else loss(outputs, batch.targets).cpu().double()
         self.values += values.tolist()
         keys = [part.nan_to_num(nan=math.inf).tolist() for part in (sign * values, losses)]
         ranks = list(zip(*keys, strict=True))
