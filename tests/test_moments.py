@@ -271,11 +271,31 @@ def test_validation_out_of_statistics():
     agrees(["mse", "other"])
 
 
-def test_no_more_examples_are_kept_than_memory_allows(monkeypatch):
+def test_no_more_sums_are_kept_than_memory_allows(monkeypatch):
+    """And none of examples that are gone: others may lie where they were."""
     model, batch = single(*MODELS["bayer"])
     statistics = Moments.of(model, mse)
     assert statistics is not None
     statistics.compute(batch)
-    monkeypatch.setattr(moments, "MOST_BYTES", sum(part.nbytes for part in batch))
-    assert statistics.again(batch) is not None
-    assert statistics.again(Batch(*(part.clone() for part in batch))) is None
+    monkeypatch.setattr(moments, "MOST_BYTES", 8 * statistics.values)
+    first, second = (Batch(*(part.clone() for part in batch)) for _ in range(2))
+    known = statistics.again(first)
+    assert known is not None
+    assert statistics.again(Batch(*(part[:] for part in first))) is known, "a view of the same"
+    assert statistics.again(second) is None
+    del first
+    torch.testing.assert_close(statistics.again(second), known)
+    assert len(statistics._again) == 1
+
+
+def test_a_member_that_diverges_has_no_loss_in_its_own_numbers_alone():
+    model, batch = single(*MODELS["bayer"])
+    statistics, params = Moments.of(model, mse), stacked(model, 4)
+    assert statistics is not None
+    row = moments.summed([statistics.compute(batch)])
+    healthy = statistics.total_losses(params, row)
+    for p, value in enumerate((1e30, torch.inf, torch.nan)):
+        next(iter(params.values()))[p] = value
+    losses = statistics.total_losses(params, row)
+    assert not losses[:3].isfinite().any(), "the first has none in float32, in which members have them"
+    assert losses[3] == healthy[3]

@@ -164,12 +164,12 @@ def test_what_is_joined():
 
 def test_libraries_that_a_model_cannot_need_are_not_waited_for():
     conv, another = (nn.Conv2d(1, 1, 15, padding=7) for _ in range(2))
-    every, across, lstm = [compiling.UPDATES, compiling.LAYERS], compiling.ACROSS, compiling.LSTM
-    assert compiling.parts_of(conv, 64 * 64) == compiling.parts_of(nn.Linear(784, 784), 784) == every
-    assert compiling.parts_of(conv, 28 * 28) == [*every, across]
-    assert compiling.parts_of(nn.Sequential(nn.AvgPool2d(2), conv), 64 * 64) == [*every, across]
-    assert compiling.parts_of(nn.Sequential(conv, nn.ReLU(), another), 64 * 64) == [*every, across]
-    assert compiling.parts_of(nn.LSTM(3, 4), 90) == [*every, lstm]
+    layers, across, lstm = compiling.LAYERS, compiling.ACROSS, compiling.LSTM
+    assert compiling.parts_of(conv, 64 * 64) == compiling.parts_of(nn.Linear(784, 784), 784) == [layers]
+    assert compiling.parts_of(conv, 28 * 28) == [layers, across]
+    assert compiling.parts_of(nn.Sequential(nn.AvgPool2d(2), conv), 64 * 64) == [layers, across]
+    assert compiling.parts_of(nn.Sequential(conv, nn.ReLU(), another), 64 * 64) == [layers, across]
+    assert compiling.parts_of(nn.LSTM(3, 4), 90) == [layers, lstm]
 
 
 def test_which_convolutions_can_go_across_is_as_it_is_in_c():

@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -156,6 +157,33 @@ def test_a_diverged_member_touches_no_other():
         assert losses[p] == expected[p]
         for a, b in zip(sick.member(p).parameters(), healthy.member(p).parameters(), strict=True):
             assert torch.equal(a, b)
+
+
+@dataclass
+class Scaled:
+    """A metric as users write them: not hashable, and it looks at outputs by `view`."""
+
+    factor: float
+
+    def __call__(self, outputs, targets):
+        return self.factor * (outputs.view(len(outputs), -1) - targets.view(len(targets), -1)).abs().mean(1)
+
+
+@pytest.mark.parametrize("way", ["together", "one by one", "moments"])
+def test_metrics_of_any_kind_are_summed_over_the_examples(way):
+    torch.manual_seed(0)
+    modules, batch = [nn.Conv2d(2, 2, 3, padding=1) for _ in range(3)], Batch(*torch.randn(2, 6, 2, 8, 8).unbind())
+    trained = Population(
+        modules, loss=mse, metrics={"mse": mse, "scaled": Scaled(2.0)}, optimizer="sgd", hparams=hparams(3),
+        plan=Plan(way=way),
+    )  # fmt: skip
+    expected = [mse(module(batch.inputs), batch.targets).sum().double() for module in modules]
+    found = trained.evaluate(batch)
+    torch.testing.assert_close(found["loss"], torch.stack(expected), rtol=1e-6, atol=0)
+    assert found["mse"] is found["loss"], "the same function, computed once"
+    outputs = [module(batch.inputs) for module in modules]
+    scaled = [2 * (out - batch.targets).abs().mean((1, 2, 3)).sum().double() for out in outputs]
+    torch.testing.assert_close(found["scaled"], torch.stack(scaled), rtol=1e-6, atol=0)
 
 
 def test_evaluation_uses_running_statistics_and_changes_nothing():

@@ -170,8 +170,32 @@ def test_each_part_is_compiled_when_it_is_asked_for(compiled, fresh, tmp_path: P
     assert [path.name.split("-")[1] for path in tmp_path.iterdir()] == [compiling.LAYERS]
     assert compiling.takes(torch.ones(1), part=compiling.LSTM)
     assert compiling.takes(torch.ones(1), part=compiling.ACROSS)
-    assert compiling.takes(torch.ones(1), part=compiling.UPDATES)
     assert sorted(path.name.split("-")[1] for path in tmp_path.iterdir()) == sorted(building.SOURCES)
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+def test_compilers_leave_a_core_until_somebody_waits_for_them(awaited, tmp_path: Path, monkeypatch):
+    running, most = [], []
+
+    class Compiler:
+        def __init__(self, *_, **__):
+            self.pid, self.left = 2**30, 3
+            running.append(self)
+            most.append(len(running))
+
+        def poll(self):
+            self.left -= 1
+            if self.left == 0:
+                running.remove(self)
+            return None if self.left > 0 else 0
+
+    monkeypatch.setattr(building, "cores", lambda: 3)
+    monkeypatch.setattr(building.subprocess, "Popen", Compiler)
+    monkeypatch.setattr(building, "_run", lambda command: Path(command[-1]).touch())
+    monkeypatch.setattr(building, "_awaited", {"layers"} if awaited else set())
+    building._compile(["cc"], "layers", [Path(f"{n}.c") for n in range(6)], tmp_path / "kernels.so", 10)
+    assert max(most) == (3 if awaited else 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["kernels.so"]
 
 
 def test_of_many_that_start_together_one_compiles(compiled, fresh, tmp_path: Path, monkeypatch):

@@ -28,7 +28,6 @@ from sigexp.search.optuna import Optuna
 from sigexp.search.pbt import PBT
 from sigexp.search.progress import decode, encode
 from sigexp.search.rounds import SearchLoop
-from sigexp.track import folder as folders
 from sigexp.track.checkpoint import KEPT, Checkpoints, Damaged, sealed, unsealed
 from sigexp.track.folder import InUse, logging_to
 
@@ -442,19 +441,3 @@ def test_a_young_run_that_ends_early_has_its_pictures(workdir, monkeypatch, end)
     if end == "interrupted":
         assert pictured()[: len(before)] == before
         assert len({*pictured()}) == len(pictured()) > len(before)
-
-
-def test_the_disk_knows_every_name_before_a_run_counts_as_finished(workdir, monkeypatch):
-    """One `sync` of the folder does for the files before it."""
-    done = []
-    sync, replace_ = folders.sync, os.replace
-    monkeypatch.setattr(folders, "sync", lambda folder: (sync(folder), done.append(("sync", Path(folder)))))
-    monkeypatch.setattr(folders.os, "replace", lambda a, b: (replace_(a, b), done.append(("name", Path(b)))))
-    assert main(TINY) == 0
-    (result,) = Path("out").rglob("result.json")
-    finished = done.index(("name", result))
-    settled = next(i for i in range(finished, len(done)) if done[i] == ("sync", result.parent))
-    named = {path for kind, path in done[:settled] if kind == "name"}
-    assert {"config.yaml", "composed.yaml", "model.safetensors", "model.json", "cases.json"} < {p.name for p in named}
-    for path in named:
-        assert ("sync", path.parent) in done[done.index(("name", path)) : settled + 1], path

@@ -166,41 +166,17 @@ def test_a_slow_second_of_the_machine_does_not_decide_a_race(monkeypatch):
     assert Plan() in timed
 
 
-class OverRows(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.lstm = nn.LSTM(8, 8, batch_first=True)
+def test_a_plan_is_known_again_with_the_same_kernels_alone(monkeypatch):
+    def key(make):
+        return calibration._key(population(2, Plan(), make), feed(), Wanted(), 4)
 
-    def forward(self, x):
-        return self.lstm(x[:, 0])[0][:, None]
-
-
-def test_a_plan_that_was_found_without_some_kernels_is_not_kept(monkeypatch, tmp_path):
-    def known(*models) -> list[bool]:
-        return [raced(make, tmp_path).cached for make in models]
-
-    if (real := compiling.kernel)() is None:
+    recurrent, layers = (lambda: nn.Sequential(nn.LSTM(8, 2))), partial(nn.Conv2d, 1, 1, 3)
+    before, real = (key(recurrent), key(layers)), compiling.kernel
+    if real() is None:
         pytest.skip("there is no C compiler")
     monkeypatch.setattr(compiling, "kernel", lambda part="layers": None if part == compiling.LSTM else real(part))
-    assert known(net, OverRows) == [False, False]
-    assert known(net, OverRows) == [True, False]
-    monkeypatch.setattr(compiling, "kernel", real)
-    assert known(OverRows, OverRows) == [False, True]
-    monkeypatch.setattr(compiling, "kernel", lambda part="layers": None)  # there is no compiler at all
-    assert known(net, net) == [False, True]
-
-
-def test_compilers_are_no_part_of_the_races_time(monkeypatch):
-    waited = []
-    monkeypatch.setattr(compiling, "kernel", lambda part="layers": (time.sleep(0.3), waited.append(part))[0])
-    race = calibration.Race(population(2, Plan()), feed().take(0, 4), Wanted(), ["layers", "across"])
-    race.best = (1e9, Plan())
-    before, began = race._left(), time.perf_counter()
-    race._wait_for_kernels()
-    passed = time.perf_counter() - began
-    assert waited == race.lacking == ["layers", "across"]
-    assert passed > 0.6
-    assert before - race._left() < passed - 0.5
+    assert key(recurrent) != before[0]
+    assert key(layers) == before[1]
 
 
 @pytest.mark.parametrize("make", [MixesExamples, DependsOnData])

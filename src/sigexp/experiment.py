@@ -119,7 +119,7 @@ def _run(
             result["best"]["train"] = on_train[""]
             phases.at("report")
             show(folder, board, best, problem, judged, ready.device, looks)
-            folders.write(folder / "cases.json", folders.dumps(cases.as_dict(seen, judged, references)), more=True)
+            folders.write(folder / "cases.json", folders.dumps(cases.as_dict(seen, judged, references)))
             result["kernels"] = kernels.measure(best)
             seconds = kept.seconds_before + clock.seconds() - began
             result |= {"phases": phases.finished(), "seconds": seconds}
@@ -229,7 +229,7 @@ def of_the_lecture(names: Names) -> bool:
 
 
 def write_config(folder: Path, config: Mapping[str, Any], names: Names, overrides: Sequence[str]) -> None:
-    folders.write(folder / "config.yaml", dump_yaml({**config, "names": names.chosen()}), more=True)
+    folders.write(folder / "config.yaml", dump_yaml({**config, "names": names.chosen()}))
     composed = {
         "choices": names.chosen(),
         "overrides": list(overrides),
@@ -269,5 +269,5 @@ def show(
     figures |= {"response": partial(response.picture, looks)} if looks else {}
     found = {name: draw() for name, draw in figures.items()}
     for name, png in found.items():
-        folders.write(folder / f"{name}.png", png, more=True)
+        folders.write(folder / f"{name}.png", png)
     board.result(model, found, looks)

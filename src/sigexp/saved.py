@@ -56,7 +56,7 @@ def check_node(node: Mapping[str, Any], groups: Sequence[str], trust: Sequence[s
 def save_model(folder: Path, model: nn.Module, described: Mapping[str, Any]) -> None:
     """The weights, and the JSON that rebuilds the model."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    folders.write(folder / "model.safetensors", save(state), more=True)
+    folders.write(folder / "model.safetensors", save(state))
     folders.write(folder / "model.json", folders.dumps(described, indent=2) + "\n")
 
 

@@ -58,7 +58,8 @@ def prepare(config: Mapping[str, Any], names: Names) -> Ready:
     weighing.check_examples(config, problem, shapes)
     settings = build_search(config)
     first = first_member(config, names, problem, settings)
-    building.begin(*compiling.parts_of(first, math.prod(shapes[0][1:])))
+    for part in compiling.parts_of(first, math.prod(shapes[0][1:])):
+        building.begin(part)
     weighing.check_members(config, first, shapes, names.model, str(device))
     others = map(settings.origin, range(1, settings.members))
     members = [first, *(initial_model(config, shapes, config["seed"], member) for member in others)]

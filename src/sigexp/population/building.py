@@ -22,11 +22,10 @@ from typing import Any
 from sigexp.machine import cache_dir, cores
 
 HERE = Path(__file__).parent
-# Libraries of their own, so that a run does not wait for the compilers of what it does not need, or needs later.
-UPDATES, LAYERS, ACROSS, LSTM = "updates", "layers", "across", "lstm"
+# Three libraries, because most runs do not need the others, and need not wait for their compilers.
+LAYERS, ACROSS, LSTM = "layers", "across", "lstm"
 SOURCES = {
-    UPDATES: ["moments", "descent", "update"],  # all that members need that learn from statistics
-    LAYERS: ["convolution", "pointwise", "normalization"],
+    LAYERS: ["convolution", "descent", "moments", "normalization", "pointwise", "update"],
     ACROSS: ["across"],
     LSTM: ["lstm", "readout"],
 }
@@ -48,18 +47,15 @@ _begun: set[str] = set()  # parts that are compiled, or are being compiled
 _awaited: set[str] = set()  # parts that somebody waits for
 
 
-def begin(*parts: str) -> None:
-    """Compile in a thread what is still to be compiled of these parts, by default of those that nearly every run needs,
-    one after the other, beside imports and data; `compiling.kernel` waits for it."""
-    new = [part for part in parts or (UPDATES, LAYERS) if part not in _begun]
+def begin(part: str = LAYERS) -> None:
+    """Compile in a thread what is still to be compiled, beside imports and data; `compiling.kernel` waits for it."""
 
     def build() -> None:
-        for part in new:
-            with suppress(Exception):  # which `kernel` will meet again, and tell
-                built(part, NICE)
+        with suppress(Exception):  # which `kernel` will meet again, and tell
+            built(part, NICE)
 
-    if os.environ.get("SIGEXP_NATIVE") != "0" and new:
-        _begun.update(new)
+    if os.environ.get("SIGEXP_NATIVE") != "0" and part not in _begun:
+        _begun.add(part)
         threading.Thread(target=build, daemon=True).start()
 
 

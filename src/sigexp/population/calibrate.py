@@ -41,8 +41,7 @@ def calibrate(population: Population, feed: Feed, wanted: Wanted, cache: Path | 
     known = _read(path)
     if known is not None:
         return replace(known, seconds=0.0, cached=True)
-    batch = feed.take(0, batch_size)
-    race = Race(population, batch, wanted, compiling.parts_of(population.template, math.prod(batch[0].shape[2:])))
+    race = Race(population, feed.take(0, batch_size), wanted)
     if wanted.execution == "sequential" or population.compiled:
         plan = Plan(threads=wanted.threads)
     elif wanted.execution == "moments":
@@ -57,8 +56,7 @@ def calibrate(population: Population, feed: Feed, wanted: Wanted, cache: Path | 
             race.time_moments(population.moments, feed.size)
         plan = race.run()
     found = Calibration(plan, {name: round(rate, 1) for name, rate in race.rates.items()}, time.perf_counter() - began)
-    # A part that could not be compiled, where another could, may be there next time.
-    if path and wanted.execution == "auto" and not (race.lacking and compiling.kernel(compiling.UPDATES)):
+    if path and wanted.execution == "auto":
         _write(path, found)
     return found
 
@@ -68,12 +66,15 @@ def _key(population: Population, feed: Feed, wanted: Wanted, batch_size: int) ->
     shapes = [
         (name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in population.template.state_dict().items()
     ]
+    batch = feed.take(0, 1)
+    pixels = math.prod(batch[0].shape[2:])
     parts = (
-        repr(population.template), shapes, [tuple(part.shape[1:]) for part in feed.take(0, 1)], batch_size,
+        repr(population.template), shapes, [tuple(part.shape[1:]) for part in batch], batch_size,
         population.optimizer, population.precision, population.clip_norm is not None, population.compiled, wanted,
         machine.describe_device(str(population.device)), torch.__version__, sigexp.__version__,
         [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.[chp]*"))],
-        compiling.kernel(compiling.UPDATES) is not None,
+        # Which waits for the compiler, or the race would, whose time is short.
+        [part for part in compiling.parts_of(population.template, pixels) if compiling.kernel(part) is not None],
     )  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sigexp.layers.chain import chain
-from sigexp.population.building import ACROSS, LAYERS, LSTM, UPDATES, built
+from sigexp.population.building import ACROSS, LAYERS, LSTM, built
 
 log = logging.getLogger("sigexp")
 
@@ -79,18 +79,16 @@ class Optimizer(ctypes.Structure):
 
 SOME_TAPS, FEW_PIXELS = 9, 2048  # as in convolution.c
 POINTER, NUMBER, FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-OF_UPDATES = {
-    "update_members": (None, (Optimizer, *[POINTER] * 12)),
-    "moments_rows": (ctypes.c_int, (Windows, NUMBER, *[POINTER] * 4)),
-    "moments_sums": (None, (*[NUMBER] * 3, *[POINTER] * 4)),
-    "moments_descend": (None, (Linear, Optimizer, NUMBER, *[POINTER] * 17)),
-}
 OF_LAYERS = {
     "convolution_forward": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 4)),
     "convolution_backward": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 7)),
     "convolution_learn": (ctypes.c_int, (Convolution, NUMBER, NUMBER, *[POINTER] * 7)),
     "across_takes": (ctypes.c_int, (ctypes.POINTER(Convolution),)),
     "planes_of_pixels": (None, (*[NUMBER] * 6, Pixels, FLAG, *[POINTER] * 2)),
+    "update_members": (None, (Optimizer, *[POINTER] * 12)),
+    "moments_rows": (ctypes.c_int, (Windows, NUMBER, *[POINTER] * 4)),
+    "moments_sums": (None, (*[NUMBER] * 3, *[POINTER] * 4)),
+    "moments_descend": (None, (Linear, Optimizer, NUMBER, *[POINTER] * 17)),
     "normalization_statistics": (None, (*[NUMBER] * 3, *[POINTER] * 3)),
     "normalization_forward": (None, (*[NUMBER] * 3, FLAG, *[POINTER] * 5)),
     "normalization_backward": (None, (*[NUMBER] * 3, FLAG, *[POINTER] * 9)),
@@ -112,14 +110,12 @@ OF_LSTM = {
         (Shape, Readout, *[NUMBER] * 3, POINTER, Strides, POINTER, Strides, *[POINTER] * 6),
     ),
 }
-SIGNATURES: dict[str, dict[str, tuple[Any, tuple[Any, ...]]]] = {
-    UPDATES: OF_UPDATES, LAYERS: OF_LAYERS, ACROSS: OF_ACROSS, LSTM: OF_LSTM,
-}  # fmt: skip
+SIGNATURES: dict[str, dict[str, tuple[Any, tuple[Any, ...]]]] = {LAYERS: OF_LAYERS, ACROSS: OF_ACROSS, LSTM: OF_LSTM}
 
 
 @cache
 def kernel(part: str = LAYERS) -> ctypes.CDLL | None:
-    """The compiled functions of a part, or None. The first call on a machine waits for the compiler."""
+    """The compiled functions of a part, or None. The first call on a machine takes two seconds."""
     if os.environ.get("SIGEXP_NATIVE") == "0":
         return None
     try:
@@ -138,12 +134,12 @@ def parts_of(model: nn.Module, pixels: int) -> list[str]:
     layers = chain(model)
     one_large = pixels > FEW_PIXELS and len(layers) == 1 and isinstance(layers[0], nn.Conv1d | nn.Conv2d)
     across = not one_large and any(p.ndim > 2 and math.prod(p.shape[2:]) >= SOME_TAPS for p in model.parameters())
-    recurrent = any(isinstance(module, nn.LSTM) for module in model.modules())
-    return [UPDATES, LAYERS, *[ACROSS] * across, *[LSTM] * recurrent]
+    return [LAYERS, *[ACROSS] * across, *[LSTM] * any(isinstance(module, nn.LSTM) for module in model.modules())]
 
 
 def takes(*tensors: Tensor, part: str = LAYERS) -> bool:
     """Whether the compiled functions of a part can do these, and are there."""
-    usable = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
-    usable = usable and all(t.numel() for t in tensors) and not torch.is_autocast_enabled("cpu")
-    return usable and kernel(part) is not None
+    for tensor in tensors:  # a loop, because every pass asks several times
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or not tensor.numel():
+            return False
+    return not torch.is_autocast_enabled("cpu") and kernel(part) is not None

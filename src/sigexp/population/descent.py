@@ -29,8 +29,7 @@ class Descent(AllAtOnce):
     @classmethod
     def takes(cls, population: "Population", flat: Flat | None) -> bool:
         """Whether there are compiled functions for all that the population needs."""
-        params = population.params.values()
-        return flat is not None and population.clip_norm is None and compiling.takes(*params, part=compiling.UPDATES)
+        return flat is not None and population.clip_norm is None and compiling.takes(*population.params.values())
 
     def advance(self, batch: Batch) -> list[Tensor]:
         population, flat, index = self.population, self.flat, batch.inputs.contiguous()
@@ -38,7 +37,7 @@ class Descent(AllAtOnce):
         assert flat is not None
         assert moments is not None
         assert table is not None
-        library = compiling.kernel(compiling.UPDATES)
+        library = compiling.kernel()
         assert library is not None
         begin, turn, rates = self._passes(len(index))
         passes, members = turn.shape
@@ -81,7 +80,7 @@ class Descent(AllAtOnce):
 
 def summed(table: Tensor, index: Tensor, begin: Tensor) -> Tensor:
     """Sums of rows of the table [N, values]: in row i those of index from begin[i] to begin[i + 1]."""
-    library = compiling.kernel(compiling.UPDATES)
+    library = compiling.kernel()
     assert library is not None
     passes, values = len(begin) - 1, table.shape[1]
     room = table.new_empty(passes * values + BEYOND)

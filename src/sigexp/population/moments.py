@@ -22,6 +22,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from sigexp.layers.activations import ACTIVATIONS
 from sigexp.layers.chain import chain
@@ -41,7 +42,7 @@ RESHAPING = (nn.Identity, nn.Flatten, nn.Unflatten)
 FIXED = (*RESHAPING, *ACTIVATIONS.values(), LinearizeSRGB, SymmetricPad)
 
 CHUNK = 2**21  # numbers worked on at once, 8 MB of float32
-MOST_BYTES = 500_000_000  # of examples that are remembered, with what their rows sum up to
+MOST_BYTES = 500_000_000  # of sums that are kept beside the training set's rows
 RANK_TOLERANCE = 1e-6  # of R's largest eigenvalue; what is smaller is rounding in float32
 ROUNDING = 1e-10  # the same for the sum of many rows
 SUMMED = 100  # rows in float32; their sums are summed in float64
@@ -55,7 +56,7 @@ class Moments:
     """
 
     centre: Tensor  # [D, K], the C of the statistics; set by `compute`
-    _again: dict[tuple[int, ...], tuple[Batch, Tensor]]  # sums of rows of examples that come again, about that centre
+    _again: dict[tuple[int, ...], tuple[list[StorageWeakRef], Tensor]]  # of examples' memory, and about that centre
 
     def __init__(self, front: nn.Module, layer: nn.Linear | nn.Conv1d | nn.Conv2d) -> None:
         """front: what comes before the layer, without parameters. Use `of`, which finds both in a model."""
@@ -107,15 +108,15 @@ class Moments:
 
     def again(self, batch: Batch) -> Tensor | None:
         """The sum [values], float64, of the rows of examples that will come again in the same memory, as validation
-        data do: it is computed once. None where they would take more than `MOST_BYTES` with the others."""
+        data do: it is computed once, and forgotten with them. None where the sums would take more than `MOST_BYTES`."""
         key = tuple(n for part in batch for n in (part.data_ptr(), part._version, *part.shape))
-        if key not in self._again:
-            taken = sum(part.nbytes for known, row in self._again.values() for part in (*known, row))
-            if taken + sum(part.nbytes for part in batch) > MOST_BYTES:
+        if key not in self._again or _gone(self._again[key][0]):
+            self._again = {key: known for key, known in self._again.items() if not _gone(known[0])}
+            if (len(self._again) + 1) * self.values * torch.float64.itemsize > MOST_BYTES:
                 return None
             pairs = zip(*(part.split(SUMMED) for part in batch), strict=True)
-            # With the examples, or others could come into their memory.
-            self._again[key] = batch, summed(self.rows(*pair) for pair in pairs)
+            memory = [StorageWeakRef(part.untyped_storage()) for part in batch]
+            self._again[key] = memory, summed(self.rows(*pair) for pair in pairs)
         return self._again[key][1]
 
     def losses_and_gradients(
@@ -140,7 +141,8 @@ class Moments:
     def total_losses(self, params: Mapping[str, Tensor], row: Tensor) -> Tensor:
         """The loss of every member, summed over examples: [P] float64. row: the sum of their rows, float64."""
         V, (R, q, s) = self._from_centre(params).cpu().double(), self._unpack(row)
-        return (V * (torch.matmul(V, R) - 2 * q)).sum((1, 2)) + s
+        losses = (V * (torch.matmul(V, R) - 2 * q)).sum((1, 2)) + s
+        return losses.masked_fill(losses > torch.finfo(torch.float32).max, torch.inf)  # as members have them
 
     def _from_centre(self, params: Mapping[str, Tensor]) -> Tensor:
         """V [P, D, K]."""
@@ -177,8 +179,7 @@ class Moments:
         """Of these examples, as `compute` gives them, for the centre as it is: [N, values]."""
         n = targets[0].numel()
         table = inputs.new_empty(len(inputs), self.values)
-        fit = not isinstance(self.layer, nn.Linear)
-        compiled = fit and compiling.takes(inputs, targets, self.centre, part=compiling.UPDATES)
+        compiled = not isinstance(self.layer, nn.Linear) and compiling.takes(inputs, targets, self.centre)
         # A thread for each chunk, because single operations on a few examples divide badly among threads.
         threads = torch.get_num_threads() if inputs.device.type == "cpu" else 1
         most = CHUNK // (self.values + n + (0 if compiled else self.features * (n // self.outputs)))
@@ -201,7 +202,7 @@ class Moments:
 
     def _fill(self, x: Tensor, y: Tensor, rows: Tensor) -> None:
         """Rows by moments.c, from padded x [N, C, H + d (h - 1), W + e (w - 1)] and y [N, D, S]; on one thread."""
-        library = compiling.kernel(compiling.UPDATES)
+        library = compiling.kernel()
         assert library is not None
         bias = self.layer.bias is not None
         shape = compiling.Windows(*x.shape[1:], *self.kernel, *self.dilation, self.outputs, bias)
@@ -255,6 +256,11 @@ class Moments:
 def summed(tables: Iterable[Tensor]) -> Tensor:
     """The sum of all rows of tables, each of a few in their own precision, [values]: float64 on the CPU."""
     return torch.stack([rows.sum(0).cpu().double() for rows in tables]).sum(0)
+
+
+def _gone(memory: list[StorageWeakRef]) -> bool:
+    """Whether other examples may be there by now."""
+    return any(one.expired() for one in memory)
 
 
 def front_and_layer(

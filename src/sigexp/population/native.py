@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sigexp.population.compiling import ACROSS, UPDATES, Convolution, Optimizer, Pixels, kernel
+from sigexp.population.compiling import ACROSS, Convolution, Optimizer, Pixels, kernel
 from sigexp.population.geometry import Pair
 
 _recording = threading.local()  # calls: where to note what compiled functions are called
@@ -54,7 +54,7 @@ def learn(
 def update(kind: int, beta2: float, epsilon: float, *tensors: Tensor | None) -> None:
     """`update_members` of update.c: parameters, first and second state, gradients [N]; owner [N] int64; lr, momentum,
     weight_decay [P]; turn [P] bool; step, alive (bool), losses [P]."""
-    library = kernel(UPDATES)
+    library = kernel()
     assert library is not None
     members, numbers = len(tensors[-1]), len(tensors[0])  # type: ignore[arg-type]
     pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]

@@ -270,11 +270,11 @@ class Population:
             # The module of a model that learns from statistics has no plan, and may be many times as slow.
             compiled = self.plan.way == "moments" and compiling.takes(inputs, *self.params.values())
             if self.plan.way == "together" or compiled:
-                # A single layer has nothing to keep in the cache.
+                # A single layer has nothing to keep in the cache, and what it gives is new.
                 size = len(inputs) if compiled else self.plan.slice
                 parts = inputs.split(size) if size else passes(inputs)
                 found = [self.together.outputs(self.params, self.buffers, part) for part in parts]
-                outputs = list((torch.cat(found, 1) if len(found) > 1 else found[0]).unbind())
+                outputs = list((found[0].contiguous() if compiled else torch.cat(found, 1)).unbind())
             else:
                 order = torch.channels_last if self.plan.channels_last and inputs.ndim == 4 else torch.preserve_format
                 parts = [part.contiguous(memory_format=order) for part in passes(inputs)]
@@ -295,9 +295,12 @@ class Population:
         def total(measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
             return torch.stack([measure(o, batch.targets) for o in outputs]).cpu().double().sum(1)
 
+        found: dict[int, Tensor] = {}
         with torch.no_grad():
-            found = {measure: total(measure) for measure in dict.fromkeys(measures.values())}
-        return {name: found[measure] for name, measure in measures.items()}
+            for measure in measures.values():  # the loss is often a metric too
+                if id(measure) not in found:
+                    found[id(measure)] = total(measure)
+        return {name: found[id(measure)] for name, measure in measures.items()}
 
     def member(self, p: int) -> nn.Module:
         """A free-standing copy of one member, in evaluation mode and the usual memory layout."""

@@ -6,7 +6,7 @@ A candidate that disagrees with training the members one by one is out of the ra
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from sigexp import machine
-from sigexp.population import compiling
 from sigexp.population.moments import Moments
 from sigexp.population.optimizers import LARGE
 from sigexp.population.plan import Plan, Wanted
@@ -49,10 +48,8 @@ AGREEMENT = 2e-3  # relative difference of losses between two ways of computing 
 class Race:
     """One race; `rates` collects what was measured."""
 
-    def __init__(self, population: Population, batch: Batch, wanted: Wanted, parts: Sequence[str] = ()) -> None:
-        """parts: of the compiled kernels, that the model may need."""
-        self.population, self.batch, self.wanted, self.parts = population, batch, wanted, parts
-        self.lacking: list[str] = []  # of the parts that candidates by examples could have used
+    def __init__(self, population: Population, batch: Batch, wanted: Wanted) -> None:
+        self.population, self.batch, self.wanted = population, batch, wanted
         self.rates: dict[str, float] = {}
         self.timed: list[Plan] = []
         self.moments_seconds = math.inf  # of the whole run from second-order statistics, the statistics included
@@ -79,7 +76,6 @@ class Race:
                 short = self.moments_seconds < SHORT and self._statistics_lead(max(apart, 1 / CLEARLY))
                 if short or self._statistics_lead(FAR * apart):
                     return self.best[1]
-            self._wait_for_kernels()
             for plan in self._candidates(members, torch.get_num_threads()):
                 if plan not in self.timed:
                     self._enter(plan, members)
@@ -93,12 +89,6 @@ class Race:
         finally:
             torch.set_num_threads(threads)
         return self.best[1]
-
-    def _wait_for_kernels(self) -> None:
-        """For their compilers, on a machine's first run, which is no part of the race's time."""
-        began = time.perf_counter()
-        self.lacking = [part for part in self.parts if compiling.kernel(part) is None]
-        self.began += time.perf_counter() - began
 
     def _statistics_lead(self, times: float) -> bool:
         """Whether with statistics the run takes so many times less than with the best way by examples so far."""

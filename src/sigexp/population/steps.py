@@ -79,9 +79,10 @@ class AllAtOnce:
         population, offset = self.population, 0
         done: list[list[Tensor]] = [[] for _ in self.sizes]
         batch, self.waiting = joined(self.waiting, batch), []
-        while offset < len(batch.inputs):
+        examples = len(batch.inputs)
+        while offset < examples:
             count = self._room()
-            rest = len(batch.inputs) - offset
+            rest = examples - offset
             if population.whole and rest < count:
                 self.waiting = [Batch(*(part[offset:] for part in batch))]
                 break
@@ -152,7 +153,7 @@ class AllAtOnce:
         """Update the members whose minibatch is full, and begin their next one; its losses, [len(due)]."""
         assert self.gradients is not None
         everyone = len(due) == len(self.sizes)
-        if self.flat and not self.unused and compiling.takes(self.flat.tensors["params"], part=compiling.UPDATES):
+        if self.flat and not self.unused and compiling.takes(self.flat.tensors["params"]):
             losses = self._update_compiled(self.flat, due)
         elif self.flat and not self.unused and (everyone or self.masks):
             losses = self._update_in_line(self.flat, due)

@@ -71,7 +71,7 @@ class Checkpoints:
         self.number += 1
         stem = self.folder / f"{self.number:06}"
         body = {"files": files, "bytes": len(content), "tensors_sha256": hashlib.sha256(content).hexdigest(), **data}
-        folders.write(stem.with_suffix(".safetensors"), content, more=True)
+        folders.write(stem.with_suffix(".safetensors"), content)
         folders.write(stem.with_suffix(".json"), sealed(body))
         for old in self._found()[KEPT:]:
             old.unlink(missing_ok=True)

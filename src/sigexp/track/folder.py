@@ -52,12 +52,8 @@ def create(root: Path, experiment: str, model: str, sign: str) -> Path:
             number += 1
 
 
-def write(path: Path, content: str | bytes, *, more: bool = False) -> None:
-    """Replace a file by one rename, so that readers see the old or the new one and never a part, whatever happens.
-
-    more: whether another file of the folder follows, which is what says that this one is there. Its write has the disk
-    know both names.
-    """
+def write(path: Path, content: str | bytes) -> None:
+    """Replace a file by one rename, so that readers see the old or the new one and never a part, whatever happens."""
     data = content.encode() if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -67,8 +63,7 @@ def write(path: Path, content: str | bytes, *, more: bool = False) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, mode_of(path))
         os.replace(temporary, path)
-        if not more:
-            sync(path.parent)
+        sync(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
