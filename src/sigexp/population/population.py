@@ -180,9 +180,7 @@ class Population:
 
     def least_squares(self) -> tuple[Tensor, Tensor] | None:
         """Weight and bias, float64, of least error on the training set, where its statistics were learned from."""
-        if self.moments is None or self.table is None:
-            return None
-        return self.moments.least_squares(self.table)
+        return self.moments.least_squares(self.table) if self.moments and self.table is not None else None
 
     def learn_from(self, statistics: Batch) -> None:
         """Take what `statistics` of a population of the same model gave."""
@@ -269,12 +267,12 @@ class Population:
         with torch.no_grad(), self.autocast():
             # The module of a model that learns from statistics has no plan, and may be many times as slow.
             compiled = self.plan.way == "moments" and compiling.takes(inputs, *self.params.values())
-            if self.plan.way == "together" or compiled:
-                # A single layer has nothing to keep in the cache, and what it gives is new.
-                size = len(inputs) if compiled else self.plan.slice
-                parts = inputs.split(size) if size else passes(inputs)
+            if compiled:  # a single layer has nothing to keep in the cache, and what it gives is new
+                outputs = list(self.together.outputs(self.params, self.buffers, inputs).contiguous().unbind())
+            elif self.plan.way == "together":
+                parts = inputs.split(self.plan.slice) if self.plan.slice else passes(inputs)
                 found = [self.together.outputs(self.params, self.buffers, part) for part in parts]
-                outputs = list((found[0].contiguous() if compiled else torch.cat(found, 1)).unbind())
+                outputs = list(torch.cat(found, 1).unbind())
             else:
                 order = torch.channels_last if self.plan.channels_last and inputs.ndim == 4 else torch.preserve_format
                 parts = [part.contiguous(memory_format=order) for part in passes(inputs)]
@@ -285,22 +283,17 @@ class Population:
         """The loss and some metrics, by default all, of every member in evaluation mode, summed over the examples:
         name -> [P] float64 on the CPU."""
         chosen = self.metrics if metrics is None else {name: self.metrics[name] for name in metrics}
-        if self.plan.way == "moments" and self.precision == "fp32" and all(m is self.loss for m in chosen.values()):
-            assert self.moments is not None
-            if (row := self.moments.again(batch)) is not None:
-                return dict.fromkeys(["loss", *chosen], self.moments.total_losses(self.params, row))
-        measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"loss": self.loss, **chosen}
+        fit = self.plan.way == "moments" and self.precision == "fp32" and all(m is self.loss for m in chosen.values())
+        if self.moments and fit and (row := self.moments.again(batch)) is not None:
+            return dict.fromkeys(["loss", *chosen], self.moments.total_losses(self.params, row))
         outputs = self.predict(batch.inputs)
 
         def total(measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
             return torch.stack([measure(o, batch.targets) for o in outputs]).cpu().double().sum(1)
 
-        found: dict[int, Tensor] = {}
         with torch.no_grad():
-            for measure in measures.values():  # the loss is often a metric too
-                if id(measure) not in found:
-                    found[id(measure)] = total(measure)
-        return {name: found[id(measure)] for name, measure in measures.items()}
+            loss = total(self.loss)
+            return {"loss": loss, **{name: loss if m is self.loss else total(m) for name, m in chosen.items()}}
 
     def member(self, p: int) -> nn.Module:
         """A free-standing copy of one member, in evaluation mode and the usual memory layout."""
