@@ -38,6 +38,7 @@ CASES = {
 }
 SEARCHES = {
     "automlp": ["search=automlp"],
+    "automlp, finish": ["search=automlp", "search.finish=0.67"],
     "halving": ["search=halving"],
     "pbt": ["search=pbt"],
     "optuna": ["search=optuna"],

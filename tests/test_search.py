@@ -115,6 +115,16 @@ def test_patience_stops_a_search_that_stands_still():
     assert len(records) == 4
 
 
+def test_patience_by_itself_waits_for_a_schedule():
+    def stopped(schedule):
+        fields = {"lr": 1e-12, "lr_min": 1e-15, "members": 1, "max_samples": 400, "patience": "auto"}
+        outcome, records = search(Fixed, lr_schedule=schedule, **fields)
+        return outcome.stopped, len(records)
+
+    assert stopped("constant") == ("no improvement in 12 rounds", 13)
+    assert stopped("cosine") == ("budget", 20)
+
+
 def test_one_seed_gives_one_search():
     def record():
         return [json.dumps([asdict(m) for m in r.members]) for r in search(AutoMLP, seed=3)[1]]

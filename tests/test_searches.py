@@ -289,6 +289,51 @@ def test_a_sum_of_nearly_equal_parts(total, most, least):
     assert len(parts) >= min(least, total)
 
 
+def test_the_best_of_automlp_trains_on_alone():
+    chosen = settings(AutoMLP, finish=0.5, max_samples=1000, round_samples=30)
+    played = play(chosen, lambda h, parent, i: 1.0 / (i + 1))
+    sizes = [len(round_.parents) for round_ in played.rounds]
+    assert sizes == [6, 4, 4] + [1] * 18, "another round of 4 x 30 would leave less than half"
+    assert [r.samples for r in played.rounds[3:]] == [29] * 16 + [28] * 2
+    assert played.past[3][0].parent == played.past[2][-1].id, "the best of those that trained and were kept"
+    for before, alone in zip(played.past[3:], played.past[4:], strict=False):
+        assert (alone[0].parent, alone[0].hparams) == (before[0].id, played.past[2][-1].hparams)
+
+
+@given(
+    st.integers(1, 20),
+    st.integers(1, 8),
+    st.integers(1, 500),
+    st.integers(0, 5000),
+    st.floats(0.0, 1.0, exclude_min=True),
+)
+@limits(max_examples=80, deadline=None)
+def test_a_finish_has_its_part_of_the_budget_to_the_last_sample(members, survivors, round_samples, more, finish):
+    budget = 2 * members + more
+    fields = {"members": members, "survivors": survivors, "round_samples": round_samples, "finish": finish}
+    chosen = settings(AutoMLP, initial_samples=100, max_samples=budget, **fields)
+    played = play(chosen, lambda h, parent, i: 1.0)
+    first = len(played.rounds[0].parents) * played.rounds[0].samples
+    alone = sum(r.samples for r in played.rounds[chosen.searching() :])
+    assert played.total == budget
+    assert alone >= min(finish * budget, budget - first) - 1e-6
+    assert alone < finish * budget + 2 * survivors * round_samples or len(played.rounds) == 1
+    assert max(r.samples for r in played.rounds[1:]) <= round_samples
+
+
+def test_who_trains_alone_and_diverges_begins_again_from_the_best(caplog):
+    chosen = settings(AutoMLP, finish=0.8, max_samples=1000)
+    alone = 6 + 1  # the second member of the finish
+    played = play(chosen, lambda h, parent, i: math.inf if i == alone else 1.0 + i if i > alone else 1.0 / (i + 1))
+    lost = next(n for n, r in enumerate(played.past) if r[0].id == alone)
+    best, again, later = (played.past[n][0] for n in (lost - 1, lost + 1, lost + 2))
+    assert again.parent == best.id
+    assert again.hparams["lr"] != best.hparams["lr"], "what it diverged with is changed"
+    assert "the member that trains alone diverged: seeded anew from member 6" in caplog.text
+    assert (later.parent, later.hparams) == (again.id, again.hparams), "worse than the best so far, it goes on"
+    assert played.total == 1000
+
+
 def test_points_are_in_every_part_of_every_field():
     points = latin(10, 3, np.random.default_rng(0))
     assert np.array_equal(np.sort(np.floor(10 * points), 0), np.tile(np.arange(10)[:, None], 3))
@@ -314,6 +359,11 @@ def test_a_missing_package_is_told(monkeypatch, workdir, capsys):
         ("search=halving search.eta=1", "search.eta=1: expected a whole number of at least 2"),
         ("search=halving search.eta=two", "search.eta='two': expected a whole number"),
         ("search=automlp search.eta=2", "search.eta: no such field"),
+        ("search.patience=soon", "search.patience=soon: expected auto, null or a whole number of rounds"),
+        ("search.patience=0", "search.patience=0: expected auto, null or a whole number of rounds, at least 1"),
+        ("search.patience=true", "search.patience=True: expected auto, null or a whole number of rounds"),
+        ("search=automlp search.finish=1.1", "search.finish=1.1: expected a number from 0 to 1"),
+        ("search=automlp search.finish=late", "search.finish='late': expected a number"),
         ("search=optuna search.sampler=tpa", "search.sampler=tpa: unknown; did you mean tpe?"),
     ],
 )

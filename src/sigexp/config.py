@@ -71,7 +71,8 @@ class Search:
     selection: str = "valid"  # by validation loss; train: by the mean of the last 100 minibatch losses
     valid_samples: int = 500  # validation examples a round is scored on, at most
     selection_noise: float = 0.0  # the score is multiplied by 1 + noise x N(0, 1)
-    patience: int | None = 12  # rounds without improvement before it stops
+    # Rounds without improvement before it stops; auto: 12, and none under a schedule; null: none
+    patience: Any = "auto"
     min_improvement: float = 0.001  # relative; less does not count
 
 
@@ -291,6 +292,8 @@ def _check_choices(config: Mapping[str, Any]) -> None:
     _one_of("search.selection", search["selection"], ("valid", "train"))
     if trainer["processes"] != "auto" and type(trainer["processes"]) is not int:
         raise ConfigError(f"trainer.processes={trainer['processes']}: expected auto or a whole number of at least 1")
+    if search["patience"] not in ("auto", None) and type(search["patience"]) is not int:
+        raise ConfigError(f"search.patience={search['patience']}: expected auto, null or a whole number of rounds")
 
 
 def _check_pairs(config: Mapping[str, Any]) -> None:

@@ -50,7 +50,7 @@ RANGES: Mapping[str, Range] = {
     "search.valid_samples": Range(1, MOST_SAMPLES, EXAMPLES),
     "search.batch_min": Range(1, MOST_SAMPLES, EXAMPLES),
     "search.batch_max": Range(1, MOST_SAMPLES, EXAMPLES),
-    "search.patience": Range(1, MOST_SAMPLES, "a whole number of rounds, or null"),
+    "search.patience": Range(1, MOST_SAMPLES, "auto, null or a whole number of rounds"),
     "search.lr_decades": Range(0, 30, "a number of powers of ten"),
     "search.lr_min": RATE,
     "search.lr_max": RATE,

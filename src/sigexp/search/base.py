@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
+PATIENCE = 12  # rounds
 HParams = dict[str, float]  # lr, momentum, weight_decay, batch_size of one member
 
 
@@ -98,8 +99,19 @@ class Search(ABC):
     valid_samples: int
     selection: str
     selection_noise: float
-    patience: int | None
+    patience: int | str | None
     min_improvement: float
+
+    def rounds_to_wait(self, schedule: str) -> int | None:
+        """Rounds without improvement that end the search; None: it uses its whole budget.
+
+        Under a schedule `auto` waits for ever: a loss may stand still while the learning rate is high, and what
+        the schedule is for comes at its end.
+        """
+        if self.patience == "auto":
+            return PATIENCE if schedule == "constant" else None
+        assert not isinstance(self.patience, str)
+        return self.patience
 
     def first_samples(self) -> int:
         """Samples for each initial member: together at most half of the budget."""

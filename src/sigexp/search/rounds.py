@@ -242,7 +242,8 @@ class SearchLoop:
         now = self.now
         if now.total >= self.search.max_samples:
             return "budget"
-        if self.search.patience is not None and now.waited >= self.search.patience:
+        patience = self.search.rounds_to_wait(self.lr_schedule)
+        if patience is not None and now.waited >= patience:
             return f"no improvement in {now.waited} rounds"
         following = self.search.next(now.candidates, self.rng, self.past, self.start)
         if following is None:
