@@ -38,7 +38,6 @@ CASES = {
 }
 SEARCHES = {
     "automlp": ["search=automlp"],
-    "automlp, finish": ["search=automlp", "search.finish=0.67"],
     "halving": ["search=halving"],
     "pbt": ["search=pbt"],
     "optuna": ["search=optuna"],

@@ -105,6 +105,10 @@ SWEEPS = {
     "automlp": [
         "search.members=3", "search.survivors=2", "search.initial_samples=60", "search.max_samples=480", "seed=0,1",
     ],
+    "finish": [
+        "search.members=3", "search.survivors=1", "search.initial_samples=40", "search.max_samples=480",
+        "search.round_samples=40", "search.finish=0.5", "seed=0,1",
+    ],
     "patience": ["search=fixed", "search.max_samples=600", "search.patience=1", "trainer.optimizer.lr=1e-7,0.2"],
     "diverging": ["search=fixed", "search.max_samples=400", "trainer.optimizer.lr=100,0.2"],
     "model": ["model=separable", "search=fixed", "search.max_samples=400", "seed=0,1"],

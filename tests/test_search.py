@@ -68,6 +68,19 @@ def test_the_budget_is_kept_and_used(kind):
     assert outcome.stopped == "budget"
 
 
+def test_the_best_trains_on_alone_with_its_part_of_the_budget():
+    outcome, records = search(AutoMLP, finish=0.5, max_samples=1000, lr=0.1)
+    sizes = [len(record.members) for record in records]
+    assert sizes == [6] + [4] * 3 + [1] * 26, "240 and 3 x 80, and 520 in rounds of 20"
+    assert outcome.total_samples == 1000
+    alone = [record.members[0] for record in records[4:]]
+    assert alone[0].parent == records[3].best.id
+    assert [m.parent for m in alone[1:]] == [m.id for m in alone[:-1]]
+    assert len({(m.hparams["lr"], m.hparams["batch_size"]) for m in alone}) == 1
+    assert outcome.best.valid_loss < records[3].best.valid_loss
+    assert outcome.best.samples > records[3].best.samples
+
+
 def test_a_small_budget_leaves_half_for_the_rounds():
     _, records = search(AutoMLP, max_samples=240)
     assert records[0].total_samples <= 120

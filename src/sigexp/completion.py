@@ -25,6 +25,7 @@ VALUES = {  # beside those that config.py checks
     "dataset.digits": ("synthetic", "mnist", "fashion_mnist"),
     "dataset.scale": ("half", "full"),
     "dataset.size": ("stream",),
+    "search.patience": ("auto", "null"),
     "trainer.processes": ("auto",),
 }
 OPTIONS = {

@@ -71,8 +71,7 @@ class Search:
     selection: str = "valid"  # by validation loss; train: by the mean of the last 100 minibatch losses
     valid_samples: int = 500  # validation examples a round is scored on, at most
     selection_noise: float = 0.0  # the score is multiplied by 1 + noise x N(0, 1)
-    # Rounds without improvement before it stops; auto: 12, and none under a schedule; null: none
-    patience: Any = "auto"
+    patience: Any = "auto"  # rounds without improvement before it stops; auto: 12, null under a schedule
     min_improvement: float = 0.001  # relative; less does not count
 
 

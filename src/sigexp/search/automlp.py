@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sigexp.search.base import Candidate, Past, Round, Search, Start, divided
+from sigexp.search.base import Candidate, Past, Round, Search, Start
 
 log = logging.getLogger("sigexp")
 
@@ -24,7 +24,8 @@ class AutoMLP(Search):
     """Field beside those of every search.
 
     finish: part of max_samples, 0..1, that is left for the best member alone; 0 keeps survivors and clones to the end.
-    The first round is trained in any case. Raises ValueError for another number.
+    The first round is trained in any case, and rounds of clones where they fit before it as a whole. Raises ValueError
+    for another number.
     """
 
     finish: float = 0.0
@@ -38,15 +39,7 @@ class AutoMLP(Search):
         if self.finish == 0:
             return self.max_samples
         left = self.max_samples - self.members * self.first_samples()
-        return 1 + max(0, int((left - self.finish * self.max_samples) / self._round_cost()))
-
-    def finishing(self) -> list[int]:
-        """Samples of the best member in each round of the finish."""
-        left = self.max_samples - self.members * self.first_samples() - (self.searching() - 1) * self._round_cost()
-        return divided(left, self.round_samples)
-
-    def _round_cost(self) -> int:
-        return 2 * self.survivors * self.round_samples
+        return 1 + max(0, int((left - self.finish * self.max_samples) / (2 * self.survivors * self.round_samples)))
 
     def first(self, start: Start, rng: np.random.Generator) -> Round:
         return Round([None] * self.members, self.spread(start), self.first_samples())
@@ -75,5 +68,4 @@ class AutoMLP(Search):
         if done and parent != 0:
             log.warning("the member that trains alone diverged: seeded anew from member %d", candidates[parent].id)
             hparams = self.mutate(hparams, start, rng)
-        rounds = self.finishing()
-        return Round([parent], [hparams], rounds[min(done, len(rounds) - 1)], keep=list(best[:1]))
+        return Round([parent], [hparams], self.round_samples, keep=list(best[:1]))
