@@ -317,7 +317,7 @@ def test_a_finish_has_its_part_of_the_budget_to_the_last_sample(members, survivo
     alone = sum(r.samples for r in played.rounds[chosen.searching() :])
     assert played.total == budget
     assert alone >= min(finish * budget, budget - first) - 1e-6
-    assert alone < finish * budget + 2 * survivors * round_samples or len(played.rounds) == 1
+    assert alone < finish * budget + 2 * survivors * round_samples, "another round of clones would fit"
     assert max(r.samples for r in played.rounds[1:]) <= round_samples
 
 
